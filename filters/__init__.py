@@ -1,0 +1,1 @@
+"""Curation: scorers write columns, rules decide over them."""

@@ -1,0 +1,1 @@
+"""From pages to shards: crawl, download, run, report."""

@@ -1,0 +1,1 @@
+"""Models, objectives and the one training loop. Empty until the first model moves in."""
