@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
             self._file.write(b"\0" * (2 * BLOCK))
             self._file.write(b"\0" * (-(self._offset + 2 * BLOCK) % RECORD))
@@ -83,9 +83,13 @@ class ShardWriter:
 
     def index(self) -> pa.Table:
         """The index of what was written: a row per member, in order."""
-        columns = list(zip(*self._rows, strict=True)) if self._rows else [[] for _ in INDEX_SCHEMA]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+        return index_table(self._rows)
+
+
+def index_table(rows: Sequence[tuple[bytes | None, str, str, int, int]]) -> pa.Table:
+    """An index from (uid, key, member, offset, size) rows."""
+    columns = [pa.array([row[at] for row in rows], field.type) for at, field in enumerate(INDEX_SCHEMA)]
+    return pa.Table.from_arrays(columns, schema=INDEX_SCHEMA)
 
 
 def read_members(file: IO[bytes]) -> Iterator[tuple[Member, bytes]]:

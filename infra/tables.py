@@ -28,7 +28,7 @@ def read_table(storage: Storage, name: str, columns: Sequence[str] | None = None
 
 
 def connect(storage: Storage, memory: str = "2GB", threads: int | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB that reads the storage's files and spills to disk beyond `memory`. The same rows come in the same order."""
+    """A DuckDB that reads the storage's files and spills to disk beyond `memory`."""
     connection = duckdb.connect()
     connection.execute("SET memory_limit = ?", [memory])
     connection.execute("SET temp_directory = ?", [tempfile.gettempdir()])

@@ -1,0 +1,288 @@
+"""Where a step's jobs run: this process, or Ray. Both run the same Step; the only place that imports ray."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from infra.errors import UsageError
+from infra.jobs import Job, Resources, Step, perform
+from infra.ledger import Counts
+from infra.log import configure, get_logger
+
+log = get_logger("executors")
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+OBJECT_STORE_BYTES = 200 << 20  # jobs and counts travel, images do not
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job did not finish: in one line, and in full. `worker_died`: its process or machine is gone."""
+
+    summary: str
+    error: str
+    worker_died: bool = False
+
+
+class Running(Protocol):
+    """A step at work. The loop keeps a bounded number of jobs open; nothing is submitted all at once."""
+
+    def submit(self, job: Job) -> None:
+        """Hand a job over."""
+
+    def take(self) -> tuple[Job, Counts | Failure]:
+        """Wait for any job to end."""
+
+    @property
+    def num_open(self) -> int:
+        """Jobs submitted and not yet taken."""
+
+    @property
+    def is_full(self) -> bool:
+        """Are enough jobs open to keep every worker busy?"""
+
+
+class Executor(Protocol):
+    """Opens steps; may be used for several, one after the other."""
+
+    def open(self, step: Step, num_jobs: int) -> Any:
+        """A context manager that gives a Running."""
+
+    def close(self) -> None:
+        """Let go of workers and connections."""
+
+
+class LocalExecutor:
+    """Runs jobs in this process, one after the other: pdb works, and a step may use threads of its own."""
+
+    @contextmanager
+    def open(self, step: Step, num_jobs: int) -> Iterator[Running]:
+        """Set the step up here, if there is anything to do."""
+        if num_jobs:
+            step.setup()
+        try:
+            yield _LocalRunning(step)
+        finally:
+            if num_jobs:
+                step.teardown()
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+
+class _LocalRunning:
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._jobs: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def take(self) -> tuple[Job, Counts | Failure]:
+        job = self._jobs.popleft()
+        try:
+            return job, perform(self._step, job)
+        except Exception as error:  # noqa: BLE001 - whatever a shard raises, the run goes on and says so
+            return job, Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    @property
+    def num_open(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def is_full(self) -> bool:
+        return bool(self._jobs)
+
+
+class RayExecutor:
+    """Runs jobs on a Ray cluster: tasks for plain work, actors for steps that hold something.
+
+    address: of a running cluster, or None: the one this process belongs to, else a new one on this machine.
+    """
+
+    def __init__(self, address: str | None = None, num_cpus: int | None = None) -> None:
+        self._address = address
+        self._num_cpus = num_cpus
+        self._was_up = False
+
+    def _connect(self) -> Any:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self._was_up = ray.is_initialized()
+        if self._was_up:
+            return ray
+        options: dict[str, Any] = {"logging_level": "error", "log_to_driver": bool(os.environ.get("PAIRMILL_LOG"))}
+        if self._address is None and "RAY_ADDRESS" not in os.environ:
+            options |= {
+                "num_cpus": self._num_cpus,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+            }
+        else:
+            options |= {"address": self._address}
+        if self._address is not None and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            # A job that `ray job submit --working-dir` started has shipped the tree already.
+            options["runtime_env"] = {"working_dir": str(CHECKOUT), "env_vars": _passed_environment()}
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            where = self._address or os.environ.get("RAY_ADDRESS")
+            raise UsageError(
+                f"no Ray answers at {where}: {error}. Start one with `ray start --head`, or use --local"
+            ) from None
+        return ray
+
+    @contextmanager
+    def open(self, step: Step, num_jobs: int) -> Iterator[Running]:
+        """Connect on first use; a step with nothing to do starts no Ray."""
+        if not num_jobs:
+            yield _LocalRunning(step)
+            return
+        ray = self._connect()
+        running = _RayRunning(ray, step, num_jobs)
+        try:
+            yield running
+        finally:
+            running.close()
+
+    def close(self) -> None:
+        """Leave the cluster; one that we started stops."""
+        import sys
+
+        if "ray" in sys.modules and not self._was_up:
+            sys.modules["ray"].shutdown()
+
+
+class _RayRunning:
+    """Jobs on Ray. Every job is one task, on a free slot or on an actor; a death makes the job a Failure."""
+
+    def __init__(self, ray: Any, step: Step, num_jobs: int) -> None:
+        self._ray = ray
+        self._step = step
+        self._stored = ray.put(step)
+        self._options = _ray_options(step.resources)
+        self._num_jobs = num_jobs
+        self._open: dict[Any, tuple[Job, Any]] = {}  # task → its job, and its actor where the step holds something
+        self._waiting: deque[Job] = deque()
+        self._idle: list[Any] = []
+        self._num_actors = 0
+        self._counted_at = -60.0
+        self._slots = 1
+        self._task = ray.remote(_perform_with_setup).options(max_retries=0, **self._options)
+        self._actor = ray.remote(_Worker).options(max_restarts=0, **self._options)
+
+    @property
+    def num_slots(self) -> int:
+        """Workers that fit the cluster now; asked again now and then, since clusters grow and shrink."""
+        if time.monotonic() - self._counted_at > 10.0:
+            self._counted_at = time.monotonic()
+            total = self._ray.cluster_resources()
+            fits = [total.get("CPU", 1.0) / max(self._step.resources.cpus, 0.01)]
+            if self._step.resources.gpus:
+                fits.append(total.get("GPU", 0.0) / self._step.resources.gpus)
+            self._slots = max(1, int(min(fits)))
+        return self._slots
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open) + len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        # Two jobs a worker: the next one is there when one ends.
+        return self.num_open >= min(2 * self.num_slots, self._num_jobs)
+
+    def submit(self, job: Job) -> None:
+        if self._step.holds:
+            self._waiting.append(job)
+            self._dispatch()
+        else:
+            self._open[self._task.remote(self._stored, job)] = (job, None)
+
+    def _dispatch(self) -> None:
+        while self._waiting:
+            if not self._idle:
+                if self._num_actors >= min(self.num_slots, self._num_jobs):
+                    return
+                self._idle.append(self._actor.remote(self._stored))
+                self._num_actors += 1
+            actor = self._idle.pop()
+            job = self._waiting.popleft()
+            self._open[actor.perform.remote(job)] = (job, actor)
+
+    def take(self) -> tuple[Job, Counts | Failure]:
+        (ref,), _ = self._ray.wait(list(self._open), num_returns=1)
+        job, actor = self._open.pop(ref)
+        errors = self._ray.exceptions
+        try:
+            result: Counts | Failure = self._ray.get(ref)
+        except errors.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            result = Failure(f"{type(cause).__name__}: {cause}", str(error))
+        except errors.RayError as error:
+            # The worker, its actor or its machine is gone.
+            result = Failure(f"{type(error).__name__}: {_first_line(error)}", str(error), worker_died=True)
+            if actor is not None:
+                self._num_actors -= 1
+                with suppress(Exception):
+                    self._ray.kill(actor)
+                actor = None
+        if actor is not None:
+            self._idle.append(actor)
+        self._dispatch()
+        return job, result
+
+    def close(self) -> None:
+        for ref in list(self._open):
+            with suppress(Exception):
+                self._ray.cancel(ref, force=not self._step.holds)
+        for actor in [*self._idle, *(actor for _, actor in self._open.values() if actor is not None)]:
+            with suppress(Exception):
+                self._ray.kill(actor)
+
+
+class _Worker:
+    """The actor: sets the step up once, then performs jobs one after the other."""
+
+    def __init__(self, step: Step) -> None:
+        configure()
+        self._step = step
+        step.setup()
+
+    def perform(self, job: Job) -> Counts:
+        return perform(self._step, job)
+
+
+def _perform_with_setup(step: Step, job: Job) -> Counts:
+    configure()
+    step.setup()
+    try:
+        return perform(step, job)
+    finally:
+        step.teardown()
+
+
+def _ray_options(resources: Resources) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory_bytes:
+        options["memory"] = resources.memory_bytes
+    return options
+
+
+def _passed_environment() -> dict[str, str]:
+    # Where the object store is; keys stay on the nodes, in their own environment or role.
+    return {name: os.environ[name] for name in ("AWS_ENDPOINT_URL", "PAIRMILL_LOG") if name in os.environ}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -1,0 +1,204 @@
+"""Job, Step, run_jobs(): THE loop. Every step goes through it: skip done, run, retry, quarantine, count."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from infra.dataset import Dataset
+from infra.errors import FingerprintError, StepError
+from infra.ledger import Counts, DoneMark
+from infra.log import get_logger
+from infra.progress import Progress
+from infra.recipe import fingerprint
+from infra.storage import Committed
+
+if TYPE_CHECKING:
+    from infra.executors import Executor
+
+log = get_logger("jobs")
+
+EXTRA_DEATHS = 5  # a lost machine is rarely the shard's fault, but a shard that kills every worker is given up
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One unit of a step, usually a shard. `payload` is JSON-ready and small: it travels to the worker."""
+
+    id: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one worker of a step needs; asked for here, never probed on the driver."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What `Step.run` hands back: fates of the job's rows, and the files it published."""
+
+    counts: Counts
+    files: tuple[Committed, ...] = ()
+
+
+class Step(Protocol):
+    """A unit of work that maps over shards or reduces over all. Picklable before `setup`."""
+
+    name: str
+    dataset: Dataset
+    resources: Resources
+    holds: bool  # connections or a model are kept between jobs: Ray gives it actors instead of tasks
+
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-ready settings that change the output; they enter every job's fingerprint."""
+
+    def inputs(self, job: Job) -> Any:
+        """JSON-ready names or digests of what the job reads; they enter its fingerprint."""
+
+    def plan(self) -> Sequence[Job]:
+        """All jobs of the step, in a fixed order."""
+
+    def setup(self) -> None:
+        """Make what is held; once a worker, before its first job."""
+
+    def teardown(self) -> None:
+        """Release what is held."""
+
+    def run(self, job: Job) -> Outcome:
+        """Do one job and publish its files. Idempotent; may be killed at any instruction."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of a step: counts of all its finished jobs, and the jobs given up with their errors."""
+
+    step: str
+    counts: Counts
+    num_jobs: int
+    num_run: int
+    quarantined: Mapping[str, str]
+    took_s: float
+
+    @property
+    def quarantined_share(self) -> float:
+        """Fraction of the jobs that were given up."""
+        return len(self.quarantined) / self.num_jobs if self.num_jobs else 0.0
+
+
+def job_fingerprint(step: Step, job: Job) -> str:
+    """Names what a job's output depends on: step, settings and input; not machines, memory or retries."""
+    return fingerprint(step.name, job.id, step.settings(), step.inputs(job))
+
+
+def perform(step: Step, job: Job) -> Counts:
+    """Run one job where we stand, check that its rows conserve, and mark it done. Workers call this."""
+    started = time.time()
+    outcome = step.run(job)
+    outcome.counts.check(f"{step.name} {job.id}")
+    took_s = time.time() - started
+    clock = {"started": round(started, 3), "took_s": round(took_s, 3), "host": socket.gethostname()}
+    mark = DoneMark(step.name, job.id, job_fingerprint(step, job), outcome.counts, outcome.files, clock)
+    step.dataset.ledger.mark_done(mark)
+    rows_in, rows_out = mark.counts.rows_in, mark.counts.rows_out
+    log.info("step=%s job=%s in=%d out=%d took_s=%.1f", step.name, job.id, rows_in, rows_out, took_s)
+    return outcome.counts
+
+
+def run_jobs(
+    step: Step, executor: Executor, *, limit: int | None = None, attempts: int = 3, progress: Progress | None = None
+) -> StepResult:
+    """Run a step's unfinished jobs. A failing job is tried `attempts` times, then quarantined; the run goes on.
+
+    Raises FingerprintError, before anything runs, where the dataset holds results of other settings or input.
+    """
+    started = time.monotonic()
+    progress = progress or Progress.quiet()
+    ledger = step.dataset.ledger
+    step.dataset.storage.sweep()
+    jobs = list(step.plan())
+    done = ledger.done(step.name)
+    _refuse_other_settings(step, jobs, done)
+    _write_plan(step, jobs)
+
+    counts = sum((done[job.id].counts for job in jobs if job.id in done), Counts())
+    waiting = [job for job in jobs if job.id not in done][:limit]
+    progress.start(step.name, num_jobs=len(jobs), num_done=len(jobs) - len(waiting), counts=counts)
+    quarantined: dict[str, str] = {}
+    tries, deaths = Counter[str](), Counter[str]()
+    num_run = 0
+    queue = iter(waiting)
+    with executor.open(step, len(waiting)) as running:
+        for job in queue:
+            running.submit(job)
+            if running.is_full:
+                break
+        while running.num_open:
+            job, result = running.take()
+            num_run += 1
+            if isinstance(result, Counts):
+                counts += result
+                progress.advance(result)
+            else:
+                (deaths if result.worker_died else tries)[job.id] += 1
+                if tries[job.id] < attempts and deaths[job.id] < attempts + EXTRA_DEATHS:
+                    log.warning("step=%s job=%s try=%d error=%s", step.name, job.id, tries[job.id], result.summary)
+                    running.submit(job)
+                    continue
+                ledger.quarantine(step.name, job.id, result.error, tries[job.id] + deaths[job.id])
+                quarantined[job.id] = result.summary
+                progress.quarantine(job.id, result.summary)
+            following = next(queue, None)
+            if following is not None:
+                running.submit(following)
+    step.dataset.storage.sweep()
+    progress.finish()
+    counts.check(step.name)
+    return StepResult(step.name, counts, len(jobs), num_run, quarantined, time.monotonic() - started)
+
+
+def require(result: StepResult, max_quarantined: float) -> StepResult:
+    """Raise StepError where more than the allowed fraction of a step's jobs was given up."""
+    if result.quarantined_share > max_quarantined:
+        job, summary = next(iter(result.quarantined.items()))
+        raise StepError(
+            f"{result.step}: {len(result.quarantined)} of {result.num_jobs} jobs quarantined, first {job}: {summary}; "
+            "run the same command again to try them again, or allow a fraction with --max-quarantined"
+        )
+    return result
+
+
+def _refuse_other_settings(step: Step, jobs: Sequence[Job], done: Mapping[str, DoneMark]) -> None:
+    for job in jobs:
+        mark = done.get(job.id)
+        if mark is None or mark.fingerprint == job_fingerprint(step, job):
+            continue
+        changed = _changed_settings(step)
+        what = f"other settings ({changed})" if changed else f"another input (job {job.id})"
+        raise FingerprintError(
+            f"{step.dataset.storage.url}: {step.name} was done here with {what}; results are never mixed. "
+            "Give another --out, or the settings and input of the first run"
+        )
+
+
+def _changed_settings(step: Step) -> str:
+    before = (step.dataset.ledger.plan(step.name) or {}).get("settings", {})
+    after = step.settings()
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name}: {before.get(name)!r} then, {after.get(name)!r} now" for name in sorted(names))
+
+
+def _write_plan(step: Step, jobs: Sequence[Job]) -> None:
+    ids = [job.id for job in jobs]
+    plan = step.dataset.ledger.plan(step.name)
+    settings = dict(step.settings())
+    if plan is None or plan["jobs"] != ids or plan.get("settings") != settings:
+        step.dataset.ledger.write_plan(step.name, fingerprint(settings), ids, settings=settings)
