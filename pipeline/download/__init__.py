@@ -1,0 +1,1 @@
+"""Url tables to shards: split, drop repeated rows, fetch, convert, store."""

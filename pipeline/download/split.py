@@ -1,0 +1,265 @@
+"""Url tables to one input table a shard, and the rows among them that repeat an earlier uid.
+
+    inputs/NNNNN.parquet             uid, url, caption, further columns: what shard NNNNN will fetch
+    inputs/duplicates/NNNNN.parquet  uid, row: its rows whose uid came earlier; they are never fetched
+    ledger/inputs.json               which table became which shards; later tables append
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from infra.dataset import Dataset
+from infra.errors import FingerprintError
+from infra.jobs import Job, Outcome, Resources
+from infra.ledger import Counts
+from infra.sample import UID_BYTES
+from infra.storage import Committed
+from infra.tables import connect, urls, write_table
+from pipeline.download.config import DownloadConfig
+from pipeline.download.inputs import identify, read_rows
+
+INPUTS = "ledger/inputs.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One url table and the shards that its rows fill. `retry`: its rows are failures of earlier shards."""
+
+    path: str
+    digest: str
+    num_rows: int
+    first_shard: int
+    num_shards: int
+    batch: int  # tables added by one command
+    retry: bool = False
+
+
+def known_inputs(dataset: Dataset) -> list[Input]:
+    """The tables that the dataset was made from, in order."""
+    try:
+        return [Input(**values) for values in json.loads(dataset.storage.read(INPUTS))]
+    except FileNotFoundError:
+        return []
+
+
+def add_inputs(dataset: Dataset, paths: Sequence[str], shard_size: int, retry: bool = False) -> list[Input]:
+    """Append tables that are not known yet (by content: a moved table is the same one); each fills its own shards.
+
+    Raises FingerprintError where a known path has other content now.
+    """
+    inputs = known_inputs(dataset)
+    known = {item.path: item for item in inputs}
+    known_digests = {item.digest for item in inputs}
+    batch = inputs[-1].batch + 1 if inputs else 0
+    fresh = []
+    for path in dict.fromkeys(paths):
+        digest, num_rows = identify(path)
+        if digest in known_digests:
+            continue
+        if path in known:
+            raise FingerprintError(
+                f"{path}: its content has changed since {dataset.storage.url} was made from it; "
+                "give the new rows as another table, or another --out"
+            )
+        first = inputs[-1].first_shard + inputs[-1].num_shards if inputs else 0
+        num_shards = -(-num_rows // shard_size)
+        fresh.append(Input(path, digest, num_rows, first, num_shards, batch, retry))
+        inputs = [*inputs, fresh[-1]]
+    if fresh:
+        dataset.storage.commit_bytes(INPUTS, json.dumps([asdict(item) for item in inputs], indent=1).encode() + b"\n")
+    return inputs
+
+
+def shard_name(number: int, digits: int) -> str:
+    """A shard's name: its number, zero-padded."""
+    return f"{number:0{digits}d}"
+
+
+def input_table(shard: str) -> str:
+    """Name of a shard's input table."""
+    return f"inputs/{shard}.parquet"
+
+
+def duplicates_table(shard: str) -> str:
+    """Name of the list of a shard's repeated rows; absent where there are none."""
+    return f"inputs/duplicates/{shard}.parquet"
+
+
+class Split:
+    """One job a url table: read as a stream, written as input tables of `shard_size` rows."""
+
+    name = "split"
+    resources = Resources()
+    holds = False
+
+    def __init__(self, dataset: Dataset, config: DownloadConfig) -> None:
+        self.dataset = dataset
+        self.config = config
+
+    def settings(self) -> Mapping[str, Any]:
+        """What changes the input tables."""
+        names = ("url_col", "caption_col", "shard_size", "shard_digits")
+        return {name: getattr(self.config, name) for name in names}
+
+    def inputs(self, job: Job) -> Any:
+        """The table's digest and its first shard."""
+        return {name: job.payload[name] for name in ("digest", "first_shard")}
+
+    def plan(self) -> Sequence[Job]:
+        """A job for each known table."""
+        tables = known_inputs(self.dataset)
+        return [Job(f"{number:05d}", asdict(item)) for number, item in enumerate(tables)]
+
+    def setup(self) -> None:
+        """Nothing is held."""
+
+    def teardown(self) -> None:
+        """Nothing is held."""
+
+    def run(self, job: Job) -> Outcome:
+        """Rows in = rows of the table; those that cannot be read are dropped as `bad_row`."""
+        item = Input(**job.payload)
+        files: list[Committed] = []
+        num_bad = 0
+        num_rows = 0
+        shard = item.first_shard
+        for part in _rebatch(read_rows(item.path, self.config), self.config.shard_size):
+            if isinstance(part, int):
+                num_bad += part
+                continue
+            name = input_table(shard_name(shard, self.config.shard_digits))
+            files.append(write_table(self.dataset.storage, name, part))
+            num_rows += part.num_rows
+            shard += 1
+        dropped = {"bad_row": num_bad} if num_bad else {}
+        return Outcome(Counts(num_rows + num_bad, num_rows, dropped), tuple(files))
+
+
+class Duplicates:
+    """One job a batch of tables: which of its rows repeat a uid that came earlier, here or in an older batch."""
+
+    name = "duplicates"
+    holds = False
+
+    def __init__(self, dataset: Dataset, config: DownloadConfig, memory: str = "2GB") -> None:
+        self.dataset = dataset
+        self.config = config
+        self.memory = memory
+        self.resources = Resources()
+
+    def settings(self) -> Mapping[str, Any]:
+        """None: the shards' names say all."""
+        return {}
+
+    def inputs(self, job: Job) -> Any:
+        """Digests of every input table up to the batch."""
+        return job.payload["digests"]
+
+    def plan(self) -> Sequence[Job]:
+        """A job for each batch; it sees the shards of all batches up to its own."""
+        tables = known_inputs(self.dataset)
+        jobs = []
+        for batch in sorted({item.batch for item in tables}):
+            own = [item for item in tables if item.batch == batch]
+            payload = {
+                "digests": [item.digest for item in tables if item.batch <= batch],
+                "first_shard": own[0].first_shard,
+                "end_shard": own[-1].first_shard + own[-1].num_shards,
+                "retry": own[0].retry,
+            }
+            jobs.append(Job(f"{batch:05d}", payload))
+        return jobs
+
+    def setup(self) -> None:
+        """Nothing is held."""
+
+    def teardown(self) -> None:
+        """Nothing is held."""
+
+    def run(self, job: Job) -> Outcome:
+        """Rows in = rows of the batch; repeated ones are dropped as `duplicate_row`. One DuckDB query over uids."""
+        first, end = job.payload["first_shard"], job.payload["end_shard"]
+        digits = self.config.shard_digits
+        names = [shard_name(number, digits) for number in range(end)]
+        if not names:
+            return Outcome(Counts())
+        storage = self.dataset.storage
+        connection = connect(storage, self.memory)
+        connection.execute(
+            """
+            CREATE TEMP TABLE place AS
+            SELECT uid, file_row_number AS row,
+                   CAST(parse_filename(filename, true) AS BIGINT) AS shard
+            FROM read_parquet(?, filename = true, file_row_number = true)
+            """,
+            [urls(storage, [input_table(name) for name in names])],
+        )
+        num_rows = connection.execute("SELECT count(*) FROM place WHERE shard >= ?", [first]).fetchall()[0][0]
+        if job.payload["retry"]:  # the rows of a retry repeat failed ones on purpose
+            return Outcome(Counts(num_rows, num_rows))
+        repeated = connection.execute(
+            """
+            SELECT place.shard, place.row, place.uid
+            FROM place JOIN (
+                SELECT uid, min({'shard': shard, 'row': row}) AS first
+                FROM place GROUP BY uid HAVING count(*) > 1
+            ) earliest USING (uid)
+            WHERE place.shard >= ? AND {'shard': place.shard, 'row': place.row} <> earliest.first
+            ORDER BY place.shard, place.row
+            """,
+            [first],
+        ).to_arrow_reader(100_000)
+        files = []
+        num_repeated = 0
+        for shard, rows in _by_shard(repeated):
+            name = duplicates_table(shard_name(shard, digits))
+            files.append(write_table(storage, name, rows))
+            num_repeated += rows.num_rows
+        dropped = {"duplicate_row": num_repeated} if num_repeated else {}
+        return Outcome(Counts(num_rows, num_rows - num_repeated, dropped), tuple(files))
+
+
+def _by_shard(reader: Any) -> Iterator[tuple[int, pa.Table]]:
+    """Group a stream of (shard, row, uid), sorted by shard, into one table a shard."""
+    shard: int | None = None
+    rows: list[int] = []
+    uids: list[bytes] = []
+    for batch in reader:
+        for number, row, uid in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if shard is not None and number != shard:
+                yield shard, _duplicates(uids, rows)
+                rows, uids = [], []
+            shard = number
+            rows.append(row)
+            uids.append(uid)
+    if shard is not None:
+        yield shard, _duplicates(uids, rows)
+
+
+def _duplicates(uids: list[bytes], rows: list[int]) -> pa.Table:
+    return pa.table({"uid": pa.array(uids, pa.binary(UID_BYTES)), "row": pa.array(rows, pa.int64())})
+
+
+def _rebatch(parts: Iterator[pa.Table | int], size: int) -> Iterator[pa.Table | int]:
+    """Join and cut a stream of tables into tables of `size` rows; numbers pass through."""
+    held: list[pa.Table] = []
+    num_held = 0
+    for part in parts:
+        if isinstance(part, int):
+            yield part
+            continue
+        held.append(part)
+        num_held += part.num_rows
+        while num_held >= size:
+            table = pa.concat_tables(held, promote_options="permissive")
+            yield table.slice(0, size).combine_chunks()
+            held = [table.slice(size)]
+            num_held -= size
+    if num_held:
+        yield pa.concat_tables(held, promote_options="permissive").combine_chunks()
