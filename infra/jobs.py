@@ -43,6 +43,15 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How far and how patiently a command runs; none of it changes a byte of the output."""
+
+    limit: int | None = None  # jobs of this run
+    attempts: int = 3  # tries of a failing job before it is quarantined
+    max_quarantined: float = 0.0  # fraction of a step's jobs that may be given up
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What `Step.run` hands back: fates of the job's rows, and the files it published."""
 
@@ -57,6 +66,7 @@ class Step(Protocol):
     dataset: Dataset
     resources: Resources
     holds: bool  # connections or a model are kept between jobs: Ray gives it actors instead of tasks
+    derived: bool  # made wholly from other steps' files: done anew where these have grown, instead of refused
 
     def settings(self) -> Mapping[str, Any]:
         """JSON-ready settings that change the output; they enter every job's fingerprint."""
@@ -126,6 +136,8 @@ def run_jobs(
     step.dataset.storage.sweep()
     jobs = list(step.plan())
     done = ledger.done(step.name)
+    if step.derived:
+        done = {job.id: done[job.id] for job in jobs if job.id in done and _is_current(step, job, done[job.id])}
     _refuse_other_settings(step, jobs, done)
     _write_plan(step, jobs)
 
@@ -176,10 +188,14 @@ def require(result: StepResult, max_quarantined: float) -> StepResult:
     return result
 
 
+def _is_current(step: Step, job: Job, mark: DoneMark) -> bool:
+    return mark.fingerprint == job_fingerprint(step, job)
+
+
 def _refuse_other_settings(step: Step, jobs: Sequence[Job], done: Mapping[str, DoneMark]) -> None:
     for job in jobs:
         mark = done.get(job.id)
-        if mark is None or mark.fingerprint == job_fingerprint(step, job):
+        if mark is None or _is_current(step, job, mark):
             continue
         changed = _changed_settings(step)
         what = f"other settings ({changed})" if changed else f"another input (job {job.id})"

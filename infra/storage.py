@@ -40,7 +40,9 @@ class Storage:
     """One folder, named by a path or an fsspec url. Cheap to pickle: a worker opens its own connection."""
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = os.fspath(url).rstrip("/") or "/"
+        text = os.fspath(url)
+        # A worker may stand in another folder than the command.
+        self.url = os.path.abspath(text.removeprefix("file://")) if _is_local(text) else text.rstrip("/")
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return (Storage, (self.url,))
@@ -73,6 +75,11 @@ class Storage:
     def file_url(self, name: str) -> str:
         """The file's path (on a disk) or its full url (elsewhere): what DuckDB and messages use."""
         return self.path(name) if self.is_local else cast(str, self.filesystem.unstrip_protocol(self.path(name)))
+
+    def inside(self, url: str) -> str | None:
+        """The file's name below the root, or None where it lies elsewhere."""
+        root = self.file_url("") + "/"
+        return url.removeprefix(root) if url.startswith(root) else None
 
     def open(self, name: str) -> IO[bytes]:
         """Open a published file for reading, seekable."""

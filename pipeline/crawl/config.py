@@ -26,10 +26,13 @@ class CrawlConfig(FetchConfig):
     max_page_bytes: int = Field(8 << 20, gt=0, description="Largest page, decoded.")
     respect_robots: bool = Field(True, description="Obey robots.txt and its crawl-delay.")
     respect_opt_out: bool = Field(
-        True, description="Take no pairs from pages that opt out: noai, noimageai, noindex, noimageindex, TDM reservation."
+        True,
+        description="Take no pairs from pages that opt out: noai, noimageai, noindex, noimageindex, TDM reservation.",
     )
     buckets: int = Field(16, gt=0, description="Host buckets of a live crawl: a host is always crawled by one worker.")
-    host_pages_per_round: int = Field(100, gt=0, description="Pages of one host in a round; a round is what a kill costs.")
+    host_pages_per_round: int = Field(
+        100, gt=0, description="Pages of one host in a round; a round is what a kill costs."
+    )
     pairs_per_table: int = Field(500_000, gt=0, description="Most pairs in one url table.")
     archive_prefix: str = Field(
         "https://data.commoncrawl.org/", description="Where the entries of a warc.paths.gz lie."

@@ -23,6 +23,8 @@ from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.html import clean_url
 from pipeline.crawl.tables import LINKS, PAGES
 
+LINK_COLUMNS = ", ".join(LINKS.names)
+
 
 def round_job(number: int, bucket: int) -> str:
     """The id of a job of the live crawl."""
@@ -64,6 +66,7 @@ class Frontier:
 
     name = "crawl_frontier"
     holds = False
+    derived = False
 
     def __init__(self, dataset: Dataset, config: CrawlConfig, seeds: Sequence[str], last_round: int) -> None:
         self.dataset = dataset
@@ -121,16 +124,20 @@ class Frontier:
         names = [name for name in names if self.dataset.storage.exists(name)]
         names += self._links_of(number - 1) if number else []
         if names:
-            connection.execute("CREATE TEMP TABLE link AS SELECT * FROM read_parquet(?)", [urls(self.dataset.storage, names)])
+            connection.execute(
+                "CREATE TEMP TABLE link AS SELECT * FROM read_parquet(?)", [urls(self.dataset.storage, names)]
+            )
         else:
-            rows = [self.scope.link(seed, 0)[:5] + (True,) for seed in self._seeds] if not number else []
+            rows = [] if number else [(*self.scope.link(seed, 0)[:5], True) for seed in self._seeds]
             columns = [pa.array([row[at] for row in rows], field.type) for at, field in enumerate(LINKS)]
             seeds = pa.Table.from_arrays(columns, schema=LINKS)  # noqa: F841 - DuckDB reads it by name
             connection.execute("CREATE TEMP TABLE link AS SELECT * FROM seeds")
         return int(connection.execute("SELECT count(*) FROM link").fetchall()[0][0])
 
     def _load_seen(self, connection: Any, number: int) -> None:
-        names = [name for before in range(number) for name in self._files_of(before, ("crawl/frontier/", "ledger/pages/"))]
+        names = [
+            name for before in range(number) for name in self._files_of(before, ("crawl/frontier/", "ledger/pages/"))
+        ]
         if names:
             connection.execute(
                 "CREATE TEMP TABLE seen AS SELECT DISTINCT url FROM read_parquet(?, union_by_name = true)",
@@ -143,18 +150,19 @@ class Frontier:
         storage = self.dataset.storage
         files = []
         go = connection.execute(
-            "SELECT url, host, bucket, depth, num_redirects, in_scope FROM decided WHERE fate = 'go' ORDER BY bucket, url"
+            f"SELECT {LINK_COLUMNS} FROM decided WHERE fate = 'go' ORDER BY bucket, url"
         ).to_arrow_table().cast(LINKS)  # fmt: skip
         for bucket in sorted(set(go["bucket"].to_pylist())):
             rows = go.filter(pa.compute.equal(go["bucket"], bucket))
             files.append(write_table(storage, frontier_table(number, bucket), rows))
         later = connection.execute(
-            "SELECT url, host, bucket, depth, num_redirects, in_scope FROM decided WHERE fate = 'later' ORDER BY url"
+            f"SELECT {LINK_COLUMNS} FROM decided WHERE fate = 'later' ORDER BY url"
         ).to_arrow_table().cast(LINKS)  # fmt: skip
         if later.num_rows:
             files.append(write_table(storage, self._later_name(number), later))
         ended = connection.execute(
-            "SELECT url, host, depth, fate AS reason FROM decided WHERE fate IN ('over_budget', 'too_deep') ORDER BY url"
+            "SELECT url, host, depth, fate AS reason FROM decided "
+            "WHERE fate IN ('over_budget', 'too_deep') ORDER BY url"
         ).to_arrow_table()  # fmt: skip
         if ended.num_rows:
             pages = pa.Table.from_pylist(ended.to_pylist(), schema=PAGES)

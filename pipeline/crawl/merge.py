@@ -41,6 +41,7 @@ class Merge:
 
     name = "crawl_merge"
     holds = False
+    derived = True
 
     def __init__(self, dataset: Dataset, config: CrawlConfig, finders: Sequence[str]) -> None:
         self.dataset = dataset
@@ -91,6 +92,7 @@ class Merge:
             "(min({'p': warc_path, 'o': warc_offset})).o AS warc_offset FROM read_parquet(?) GROUP BY url",
             [urls(storage, self._images)] if self._images else [],
         )
+        columns = ", ".join(f"image.{name}" if name.startswith("warc_") else f"ranked.{name}" for name in PAIRS.names)
         merged = connection.execute(
             f"""
             WITH ranked AS (
@@ -99,9 +101,9 @@ class Merge:
                 WHERE uid >= from_hex(?) AND {"true" if job.payload["to"] is None else "uid < from_hex(?)"}
                 WINDOW same AS (PARTITION BY uid ORDER BY depth, page_url, page_warc_path, page_warc_offset, position)
             )
-            SELECT {", ".join(f"image.{name}" if name.startswith("warc_") else f"ranked.{name}" for name in PAIRS.names)}
+            SELECT {columns}
             FROM ranked LEFT JOIN image USING (url) WHERE nth = 1 ORDER BY uid
-            """,  # noqa: S608 - made of our own column names
+            """,
             [urls(storage, self._found), job.payload["from"], *([job.payload["to"]] if job.payload["to"] else [])],
         ).to_arrow_table()
         table = merged.cast(PAIRS)

@@ -1,11 +1,11 @@
 """Tables of a crawl: pairs as found, pages and their fates, links, images that lie in archives.
 
-    crawl/frontier/RRRRR/BBB.parquet   pages to ask for in round R, host bucket B
-    crawl/found/JOB.parquet            pairs as found by a job, sorted by uid, repeats and all
-    crawl/links/JOB.parquet            links a job found, for the next round
-    crawl/images/JOB.parquet           image records of an archive
-    ledger/pages/JOB.parquet           pages and their fates
-    pairs/NNNNN.parquet                the result: distinct pairs, by uid
+crawl/frontier/RRRRR/BBB.parquet   pages to ask for in round R, host bucket B
+crawl/found/JOB.parquet            pairs as found by a job, sorted by uid, repeats and all
+crawl/links/JOB.parquet            links a job found, for the next round
+crawl/images/JOB.parquet           image records of an archive
+ledger/pages/JOB.parquet           pages and their fates
+pairs/NNNNN.parquet                the result: distinct pairs, by uid
 """
 
 from __future__ import annotations

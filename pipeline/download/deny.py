@@ -64,7 +64,7 @@ class DenyList:
             raise UsageError(f"{where}: cannot read {text!r}; {mend}") from None
 
     def denies_url(self, url: str) -> str | None:
-        """"denied_url" or "denied_domain", or None."""
+        """ "denied_url" or "denied_domain", or None."""
         if url in self.urls:
             return "denied_url"
         if self.domains:
@@ -77,11 +77,11 @@ class DenyList:
         return None
 
     def denies_bytes(self, sha256: str) -> str | None:
-        """"denied_sha256" or None."""
+        """ "denied_sha256" or None."""
         return "denied_sha256" if sha256 in self.sha256s else None
 
     def denies_pixels(self, phash: int) -> str | None:
-        """"denied_phash" where a listed hash lies within its distance, or None."""
+        """ "denied_phash" where a listed hash lies within its distance, or None."""
         for distance, hashes in self.phashes.items():
             if any((phash ^ denied).bit_count() <= distance for denied in hashes):
                 return "denied_phash"

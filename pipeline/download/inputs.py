@@ -45,7 +45,9 @@ def expand_tables(patterns: Sequence[str]) -> list[str]:
         else:
             paths = [path] if filesystem.exists(path) else []
         if not paths:
-            raise UsageError(f"{pattern}: no table there; give a .parquet, .csv, .tsv or .jsonl file (.gz too), or a folder")
+            raise UsageError(
+                f"{pattern}: no table there; give a .parquet, .csv, .tsv or .jsonl file (.gz too), or a folder"
+            )
         if len(paths) == 1 and not table_format(paths[0]):
             raise UsageError(f"{pattern}: not a table; its name must end in .parquet, .csv, .tsv or .jsonl (.gz too)")
         remote = "://" in pattern and not pattern.startswith("file://")
@@ -62,7 +64,7 @@ def table_format(path: str) -> str | None:
 
 
 def identify(path: str) -> tuple[str, int]:
-    """(digest, readable rows) of a table. A parquet file is named by its footer, which holds every column's place and size."""
+    """(digest, readable rows) of a table. A parquet file is named by its footer: it tells every column's place."""
     with _open(path) as file:
         if table_format(path) == "parquet":
             size = file.seek(0, 2)
@@ -133,7 +135,9 @@ def _kept_uids(column: pa.ChunkedArray, path: str) -> pa.Array:
             return pa.array(uids, pa.binary(UID_BYTES))
     except (TypeError, ValueError):
         pass
-    raise UsageError(f"{path}: its uid column is not 16 bytes or 32 hex digits a row; rename the column to make new uids")
+    raise UsageError(
+        f"{path}: its uid column is not 16 bytes or 32 hex digits a row; rename the column to make new uids"
+    )
 
 
 def _batches(path: str) -> Iterator[pa.RecordBatch | int]:

@@ -1,15 +1,15 @@
 """Url tables to one input table a shard, and the rows among them that repeat an earlier uid.
 
-    inputs/NNNNN.parquet             uid, url, caption, further columns: what shard NNNNN will fetch
-    inputs/duplicates/NNNNN.parquet  uid, row: its rows whose uid came earlier; they are never fetched
-    ledger/inputs.json               which table became which shards; later tables append
+inputs/NNNNN.parquet             uid, url, caption, further columns: what shard NNNNN will fetch
+inputs/duplicates/NNNNN.parquet  uid, row: its rows whose uid came earlier; they are never fetched
+ledger/inputs.json               which table became which shards; later tables append
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -29,15 +29,15 @@ INPUTS = "ledger/inputs.json"
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One url table and the shards that its rows fill. `retry`: its rows are failures of earlier shards."""
+    """One url table and the shards that its rows fill. `retried`: its rows failed before, by reason."""
 
-    path: str
+    path: str  # "./…" where it lies in the dataset itself, which may be moved as a whole
     digest: str
     num_rows: int
     first_shard: int
     num_shards: int
     batch: int  # tables added by one command
-    retry: bool = False
+    retried: Mapping[str, int] = field(default_factory=dict)
 
 
 def known_inputs(dataset: Dataset) -> list[Input]:
@@ -48,10 +48,12 @@ def known_inputs(dataset: Dataset) -> list[Input]:
         return []
 
 
-def add_inputs(dataset: Dataset, paths: Sequence[str], shard_size: int, retry: bool = False) -> list[Input]:
+def add_inputs(
+    dataset: Dataset, paths: Sequence[str], shard_size: int, retried: Mapping[str, int] | None = None
+) -> list[Input]:
     """Append tables that are not known yet (by content: a moved table is the same one); each fills its own shards.
 
-    Raises FingerprintError where a known path has other content now.
+    Returns all inputs. Raises FingerprintError where a known path has other content now.
     """
     inputs = known_inputs(dataset)
     known = {item.path: item for item in inputs}
@@ -62,6 +64,8 @@ def add_inputs(dataset: Dataset, paths: Sequence[str], shard_size: int, retry: b
         digest, num_rows = identify(path)
         if digest in known_digests:
             continue
+        inside = dataset.storage.inside(path)
+        path = path if inside is None else f"./{inside}"
         if path in known:
             raise FingerprintError(
                 f"{path}: its content has changed since {dataset.storage.url} was made from it; "
@@ -69,7 +73,7 @@ def add_inputs(dataset: Dataset, paths: Sequence[str], shard_size: int, retry: b
             )
         first = inputs[-1].first_shard + inputs[-1].num_shards if inputs else 0
         num_shards = -(-num_rows // shard_size)
-        fresh.append(Input(path, digest, num_rows, first, num_shards, batch, retry))
+        fresh.append(Input(path, digest, num_rows, first, num_shards, batch, retried or {}))
         inputs = [*inputs, fresh[-1]]
     if fresh:
         dataset.storage.commit_bytes(INPUTS, json.dumps([asdict(item) for item in inputs], indent=1).encode() + b"\n")
@@ -97,6 +101,7 @@ class Split:
     name = "split"
     resources = Resources()
     holds = False
+    derived = False
 
     def __init__(self, dataset: Dataset, config: DownloadConfig) -> None:
         self.dataset = dataset
@@ -129,7 +134,8 @@ class Split:
         num_bad = 0
         num_rows = 0
         shard = item.first_shard
-        for part in _rebatch(read_rows(item.path, self.config), self.config.shard_size):
+        path = self.dataset.storage.file_url(item.path[2:]) if item.path.startswith("./") else item.path
+        for part in _rebatch(read_rows(path, self.config), self.config.shard_size):
             if isinstance(part, int):
                 num_bad += part
                 continue
@@ -146,6 +152,7 @@ class Duplicates:
 
     name = "duplicates"
     holds = False
+    derived = False
 
     def __init__(self, dataset: Dataset, config: DownloadConfig, memory: str = "2GB") -> None:
         self.dataset = dataset
@@ -171,7 +178,7 @@ class Duplicates:
                 "digests": [item.digest for item in tables if item.batch <= batch],
                 "first_shard": own[0].first_shard,
                 "end_shard": own[-1].first_shard + own[-1].num_shards,
-                "retry": own[0].retry,
+                "retry": bool(own[0].retried),
             }
             jobs.append(Job(f"{batch:05d}", payload))
         return jobs

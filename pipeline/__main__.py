@@ -1,0 +1,263 @@
+"""python -m pipeline crawl | download | run | status | report: from web pages to WebDataset shards."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from infra.errors import PairmillError, UsageError
+from infra.jobs import RunOptions
+from infra.log import configure
+from infra.options import CommaList, config_options, given, spread
+from infra.progress import Progress
+from pipeline.crawl.config import CrawlConfig
+from pipeline.download.config import DownloadConfig
+
+
+def _is_network(word: str) -> bool:
+    try:
+        ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_word(word: str) -> bool:
+    return not word.startswith("-")
+
+
+SPREAD: dict[str, Callable[[str], bool]] = {"--allow-network": _is_network, "--seed": _is_word, "--warc": _is_word}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Turn web pages into image-text shards that any WebDataset reader opens.
+
+    \b
+    crawl      pages (live, or in WARC/WAT archives) -> url tables of pairs
+    download   url tables -> shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json
+    run        a recipe: all of it from one YAML file
+    status     where a dataset stands
+    report     one HTML page that shows what came, what did not, and why
+
+    Every command can be killed at any moment and run again: finished work is skipped, and the result is the same,
+    byte for byte. Exit codes: 0 done, 1 failed or too much quarantined, 2 wrong usage.
+    """
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that runs over shards."""
+    options = [
+        click.option("--local", is_flag=True, help="Run in this process, without Ray."),
+        click.option("--ray", "ray_address", metavar="ADDRESS", help="A running Ray cluster.  [default: a Ray here]"),
+        click.option("--limit", type=click.IntRange(min=1), help="Run at most this many shards (rounds, archives)."),
+        click.option("--dry-run", is_flag=True, help="Say what would be done, and stop."),
+        click.option("--attempts", type=click.IntRange(min=1), default=3, show_default=True,
+                     help="Tries of a failing shard before it is quarantined."),
+        click.option("--max-quarantined", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+                     help="Fraction of shards that may be given up before the command fails."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--seed", "seeds", multiple=True, metavar="URL…", help="Pages or sitemaps to start a live crawl from.")
+@click.option("--warc", "warcs", multiple=True, metavar="PATH…", help="WARC or WAT files: paths, globs, fsspec urls, "
+              "or a Common Crawl warc.paths.gz.")  # fmt: skip
+@click.option("--out", required=True, metavar="DATASET", help="Dataset folder or fsspec url; tables go to pairs/.")
+@config_options(CrawlConfig)
+@run_options
+def crawl(seeds: tuple[str, ...], warcs: tuple[str, ...], out: str, **values: Any) -> None:
+    """Pages to url tables of pairs, from seeds or from archives.
+
+    \b
+    python -m pipeline crawl --seed https://example.org/ --out data/example --max-pages 200
+    python -m pipeline crawl --warc 'crawl-*.warc.gz' --out data/archive --local
+    """
+    from infra.dataset import Dataset
+    from pipeline.crawl import run as crawling
+
+    config = CrawlConfig.parse(given(CrawlConfig, values), "crawl")
+    dataset = Dataset(out)
+    if values["dry_run"]:
+        _say_plan(crawling.plan_text(dataset, config, seeds, warcs), values["as_json"])
+        return
+    with _executor(values) as executor:
+        results = crawling.crawl(
+            dataset, config, executor, seeds=seeds, warcs=warcs, options=_options(values), progress=Progress()
+        )
+    _say_results(results, crawling.summary(results, dataset), values["as_json"])
+
+
+@main.command()
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.option("--out", required=True, metavar="DATASET", help="Dataset folder or fsspec url.")
+@click.option("--retry", type=CommaList(), default=(), metavar="REASON,…",
+              help="Also try rows again that failed so: timeout,dns,5xx,http_403 …; they fill new shards.")  # fmt: skip
+@click.option("--unsafe-engine", is_flag=True, help="Allow --engine img2dataset, which has none of the guards.")
+@config_options(DownloadConfig)
+@run_options
+def download(tables: tuple[str, ...], out: str, retry: tuple[str, ...], unsafe_engine: bool, **values: Any) -> None:
+    """Url tables (ours, img2dataset's, LAION's, DataComp's) to shards; every row ends with a status and a reason.
+
+    TABLE: .parquet, .csv, .tsv or .jsonl files, folders or globs of them. More tables given later append new shards.
+
+    \b
+    python -m pipeline download data/example/pairs --out data/example --image-size 256
+    python -m pipeline download laion.parquet --url-col URL --caption-col TEXT --out data/laion
+    """
+    from infra.dataset import Dataset
+    from pipeline.download import run as downloading
+
+    config = DownloadConfig.parse(given(DownloadConfig, values), "download")
+    if config.engine == "img2dataset" and not unsafe_engine:
+        raise UsageError(
+            "--engine img2dataset follows redirects to private addresses, reads file:// and has no byte, pixel or time "
+            "cap; if every url is trusted, say so with --unsafe-engine"
+        )
+    dataset = Dataset(out)
+    if values["dry_run"]:
+        _say_plan(downloading.plan_text(dataset, config, tables), values["as_json"])
+        return
+    with _executor(values) as executor:
+        results = downloading.download(
+            dataset, config, tables, executor, options=_options(values), retry=retry, progress=Progress()
+        )
+    _say_results(results, downloading.summary(results, dataset), values["as_json"])
+
+
+@main.command("run")
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change one value of the recipe.")
+@run_options
+def run_(recipe: str, settings: tuple[str, ...], **values: Any) -> None:
+    """Crawl, download and report, as one YAML file says. Shipped recipes lie in pipeline/recipes/.
+
+    \b
+    python -m pipeline run pipeline/recipes/demo.yaml --set download.image_size=128
+    """
+    from pipeline import run as running
+
+    loaded = running.load_recipe(recipe, settings)
+    if values["dry_run"]:
+        _say_plan(running.plan_recipe(loaded), values["as_json"])
+        return
+    with _executor(values) as executor:
+        facts = running.run_recipe(loaded, executor, _options(values), Progress())
+    if values["as_json"]:
+        _print_json(facts)
+    else:
+        for line in running.fact_lines(facts):
+            click.echo(line)
+
+
+@main.command()
+@click.argument("dataset", metavar="DATASET")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(dataset: str, as_json: bool) -> None:
+    """Jobs done, rows kept and dropped by reason, and what was quarantined, step by step."""
+    from infra.dataset import Dataset
+    from pipeline.status import read_status
+
+    steps = read_status(Dataset(dataset))
+    if as_json:
+        _print_json({step.step: step.as_json() for step in steps})
+        return
+    for step in steps:
+        counts = step.counts
+        click.echo(f"{step.step:15} {step.num_done:>6}/{step.num_planned} jobs  "
+                   f"{counts.rows_in:>10,} rows in  {counts.rows_out:>10,} out")  # fmt: skip
+        for reason, number in sorted(counts.dropped.items(), key=lambda item: -item[1]):
+            click.echo(f"{'':15} {number:>13,} {reason}")
+        for job, error in step.quarantined.items():
+            click.echo(f"{'':15} quarantined {job}: {error.strip().splitlines()[-1]}")
+
+
+@main.command()
+@click.argument("dataset", metavar="DATASET")
+@click.option("--out", required=True, metavar="FILE", help="The HTML page to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def report(dataset: str, out: str, as_json: bool) -> None:
+    """One self-contained HTML page: funnel, reasons, hosts, sizes, galleries. Opens without a network."""
+    from pipeline.report import write_report
+
+    facts = write_report(dataset, out)
+    if as_json:
+        _print_json({**facts, "paths": [out]})
+    else:
+        click.echo(f"report: {out}")
+
+
+class _executor:
+    """The executor that --local or --ray asks for, closed at the end."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        from infra.executors import LocalExecutor, RayExecutor
+
+        if values["local"] and values["ray_address"]:
+            raise UsageError("give --local or --ray ADDRESS, not both")
+        self._executor = LocalExecutor() if values["local"] else RayExecutor(values["ray_address"])
+
+    def __enter__(self) -> Any:
+        return self._executor
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.close()
+
+
+def _options(values: dict[str, Any]) -> RunOptions:
+    return RunOptions(values["limit"], values["attempts"], values["max_quarantined"])
+
+
+def _say_plan(lines: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        _print_json({"plan": list(lines)})
+        return
+    for line in lines:
+        click.echo(line)
+
+
+def _say_results(results: Sequence[Any], facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+        return
+    from pipeline.run import result_lines
+
+    for line in result_lines(results):
+        click.echo(line)
+
+
+def _print_json(values: Any) -> None:
+    click.echo(json.dumps(values, ensure_ascii=False))
+
+
+def run_main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run; our own errors print one line and give their exit code."""
+    configure()
+    words = spread(list(sys.argv[1:] if argv is None else argv), SPREAD)
+    try:
+        main.main(args=words, prog_name="python -m pipeline", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.Abort:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        return 1
+    except PairmillError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main())

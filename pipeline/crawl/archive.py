@@ -1,0 +1,96 @@
+"""Pairs from archives: one job a WARC or WAT file, streamed. Every record ends in one fate."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infra.dataset import Dataset
+from infra.jobs import Job, Outcome, Resources
+from infra.ledger import Counts
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.frontier import host_of
+from pipeline.crawl.html import parse_page
+from pipeline.crawl.optout import page_opt_out
+from pipeline.crawl.tables import Harvest
+from pipeline.crawl.warc import ImageRecord, PageRecord, Skipped, WatRecord, archive_size, open_archive, read_archive
+
+
+class Archives:
+    """One job an archive file, named by its path, so that more archives given later are more jobs."""
+
+    name = "crawl_archive"
+    holds = False
+    derived = False
+
+    def __init__(self, dataset: Dataset, config: CrawlConfig, paths: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.resources = Resources()
+        self._paths = paths
+
+    def settings(self) -> Mapping[str, Any]:
+        """What changes which pairs a page gives."""
+        names = ("captions", "max_page_bytes", "respect_opt_out")
+        return {**{name: getattr(self.config, name) for name in names}, "agent": self.config.agent_token}
+
+    def inputs(self, job: Job) -> Any:
+        """The file's path and size."""
+        return job.payload
+
+    def plan(self) -> Sequence[Job]:
+        """A job for each file, in the order given."""
+        return [Job(_job_id(path), {"path": path, "bytes": archive_size(path)}) for path in self._paths]
+
+    def setup(self) -> None:
+        """Nothing is held."""
+
+    def teardown(self) -> None:
+        """Nothing is held."""
+
+    def run(self, job: Job) -> Outcome:
+        """Rows in = records; rows out = pages whose pairs were taken; other records are dropped by their fate."""
+        path = job.payload["path"]
+        harvest = Harvest()
+        fates: Counter[str] = Counter()
+        with open_archive(path) as stream:
+            for record in read_archive(stream, path, max_page_bytes=self.config.max_page_bytes):
+                fates[self._take(record, path, harvest)] += 1
+        files = harvest.write(self.dataset.storage, job.id)
+        num_pages = fates.pop("ok", 0)
+        return Outcome(Counts(num_pages + sum(fates.values()), num_pages, fates, harvest.tally), tuple(files))
+
+    def _take(self, record: PageRecord | ImageRecord | WatRecord | Skipped, path: str, harvest: Harvest) -> str:
+        """Add a record to the harvest. Returns its fate."""
+        if isinstance(record, Skipped):
+            if record.url is not None and record.is_page:
+                harvest.drop_page(
+                    url=record.url, host=host_of(record.url), reason=record.reason, status=record.status,
+                    warc_path=path, warc_offset=record.offset,
+                )  # fmt: skip
+            return record.reason
+        if isinstance(record, ImageRecord):
+            harvest.images.append((record.url, path, record.offset))
+            return "image"
+        if isinstance(record, WatRecord):
+            page = record.page
+        else:
+            page = parse_page(
+                record.body, url=record.url, content_type=record.content_type, sources=self.config.captions
+            )
+        refused = None
+        if self.config.respect_opt_out:
+            refused = page_opt_out(record.headers, page.meta_robots, self.config.agent_token)
+        harvest.add_page(
+            page, url=record.url, host=host_of(record.url), status=record.status,
+            warc_path=path, warc_offset=record.offset, opt_out=refused,
+        )  # fmt: skip
+        return "ok" if refused is None else "opt_out"
+
+
+def _job_id(path: str) -> str:
+    base = path.rsplit("/", 1)[-1]
+    stem = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in base)[:80]
+    return f"{stem}-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"

@@ -1,0 +1,107 @@
+"""A crawl from start to end: rounds over host buckets or archives, then the merge into tables of distinct pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from infra.dataset import Dataset
+from infra.errors import UsageError
+from infra.executors import Executor
+from infra.jobs import RunOptions, Step, StepResult, require, run_jobs
+from infra.progress import Progress
+from pipeline.crawl.archive import Archives
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.frontier import Frontier
+from pipeline.crawl.html import clean_url
+from pipeline.crawl.live import LiveRound
+from pipeline.crawl.merge import Merge
+from pipeline.crawl.warc import expand_paths
+
+
+def crawl(
+    dataset: Dataset,
+    config: CrawlConfig,
+    executor: Executor,
+    *,
+    seeds: Sequence[str] = (),
+    warcs: Sequence[str] = (),
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+) -> list[StepResult]:
+    """Crawl from seeds or archives into `pairs/`; what is done is skipped. Returns a result a step.
+
+    Raises UsageError where there is nothing to start from, FingerprintError for other settings, StepError where too
+    much was quarantined.
+    """
+    options = options or RunOptions()
+
+    def run(step: Step, limit: int | None = None) -> StepResult:
+        result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=progress)
+        return require(result, options.max_quarantined)
+
+    if bool(seeds) == bool(warcs):
+        raise UsageError("give either --seed URL… for a live crawl or --warc PATH… for archives")
+    if warcs:
+        archives = expand_paths(warcs, config.archive_prefix)
+        results = [run(Archives(dataset, config, archives), options.limit)]
+    else:
+        bad = [seed for seed in seeds if clean_url(seed, seed) is None]
+        if bad:
+            raise UsageError(f"--seed {bad[0]}: not an http or https url")
+        results = _rounds(dataset, config, seeds, run, options.limit)
+    results.append(run(Merge(dataset, config, [results[-1].step])))
+    return results
+
+
+def _rounds(
+    dataset: Dataset, config: CrawlConfig, seeds: Sequence[str], run: Any, limit: int | None
+) -> list[StepResult]:
+    """Round after round until no page is left, or `limit` rounds."""
+    number = 0
+    while True:
+        frontier = run(Frontier(dataset, config, seeds, number))
+        live = run(LiveRound(dataset, config, seeds))
+        number += 1
+        last = dataset.ledger.done(Frontier.name)[f"R{number - 1:05d}"].counts
+        nothing_left = last.rows_out == 0 and not last.dropped.get("later")
+        if nothing_left or number == limit:
+            return [frontier, live]
+
+
+def plan_text(dataset: Dataset, config: CrawlConfig, seeds: Sequence[str], warcs: Sequence[str]) -> list[str]:
+    """What a run would do, with the reckoning behind each figure."""
+    if warcs:
+        archives = expand_paths(warcs, config.archive_prefix)
+        num_done = len(dataset.ledger.done(Archives.name))
+        return [
+            f"crawl: {len(archives):,} archives, {num_done:,} of them done",
+            *[f"  {path}" for path in archives[:5]],
+        ]
+    pause_s = max(config.delay_s, 0.05) / config.per_host
+    return [
+        f"crawl: at most {config.max_pages:,} pages from {len(seeds)} seeds, scope {config.scope}",
+        f"traffic: about {config.max_pages * RECKONED_PAGE_BYTES / 1e6:,.0f} MB (reckoned: 100 kB a page)",
+        f"time: at least {config.max_pages * pause_s / 3600:,.2f} h where all pages lie on one host",
+    ]
+
+
+RECKONED_PAGE_BYTES = 100_000
+
+
+def summary(results: Sequence[StepResult], dataset: Dataset) -> dict[str, Any]:
+    """The --json facts: caption candidates in, distinct pairs out; pages and links apart under "steps"."""
+    finder, merge = results[-2], results[-1]
+    dropped: Counter[str] = Counter(merge.counts.dropped)
+    for name, number in finder.counts.extra.items():
+        if name.startswith("no_pair:"):
+            dropped[name.removeprefix("no_pair:")] += number
+    return {
+        "rows_in": finder.counts.extra.get("pairs", 0) + sum(dropped.values()) - merge.counts.num_dropped,
+        "rows_out": merge.counts.rows_out,
+        "dropped": dict(sorted(dropped.items())),
+        "steps": {result.step: result.counts.as_json() for result in results},
+        "quarantined": sorted(name for result in results for name in result.quarantined),
+        "paths": [dataset.storage.file_url(name) for name in dataset.tables("pairs")],
+    }

@@ -1,0 +1,149 @@
+"""A recipe, step by step: crawl, download, report. Each step resumes where a killed run left it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from infra.dataset import Dataset
+from infra.executors import Executor
+from infra.jobs import RunOptions, StepResult
+from infra.miniweb import MiniwebConfig, running
+from infra.progress import Progress
+from infra.recipe import Config, apply_settings, load_yaml
+from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.run import crawl
+from pipeline.crawl.run import plan_text as plan_crawl
+from pipeline.crawl.run import summary as crawl_summary
+from pipeline.download.config import DownloadConfig
+from pipeline.download.run import download
+from pipeline.download.run import plan_text as plan_download
+from pipeline.download.run import summary as download_summary
+from pipeline.report import write_report
+
+LOOPBACK = ("127.0.0.0/8",)
+
+
+class CrawlPart(CrawlConfig):
+    """`crawl:` of a recipe."""
+
+    seeds: tuple[str, ...] = Field((), description="Where a live crawl starts.")
+    warcs: tuple[str, ...] = Field((), description="Archives: paths, globs, urls, or a warc.paths.gz.")
+
+
+class DownloadPart(DownloadConfig):
+    """`download:` of a recipe."""
+
+    tables: tuple[str, ...] = Field((), description="Url tables; unset: the pairs that the crawl found.")
+
+
+class ReportPart(Config):
+    """`report:` of a recipe."""
+
+    out: str = Field("report.html", description="Where the page is written.")
+
+
+class Recipe(Config):
+    """A whole run. The parts are done in this order; a part that is left out is skipped."""
+
+    dataset: str = Field(description="The dataset folder, or its fsspec url.")
+    miniweb: MiniwebConfig | None = Field(None, description="Serve the small web on loopback while the recipe runs.")
+    crawl: CrawlPart | None = None
+    download: DownloadPart | None = None
+    report: ReportPart | None = None
+
+
+def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `a.b=c` settings. Raises RecipeError that says the mend."""
+    return Recipe.parse(apply_settings(load_yaml(path), tuple(settings)), str(path))
+
+
+def run_recipe(recipe: Recipe, executor: Executor, options: RunOptions, progress: Progress) -> dict[str, Any]:
+    """Run the parts in order. Returns the facts for --json, a mapping a part."""
+    facts: dict[str, Any] = {"dataset": recipe.dataset}
+    dataset = Dataset(recipe.dataset)
+    with _web(recipe) as recipe:
+        write_resolved(dataset, recipe)
+        if recipe.crawl is not None:
+            part = recipe.crawl
+            found = crawl(
+                dataset, part, executor, seeds=part.seeds, warcs=part.warcs, options=options, progress=progress
+            )
+            facts["crawl"] = crawl_summary(found, dataset)
+        if recipe.download is not None:
+            stored = download(dataset, recipe.download, tables_of(recipe), executor, options=options, progress=progress)
+            facts["download"] = download_summary(stored, dataset)
+    if recipe.report is not None:
+        write_report(recipe.dataset, recipe.report.out)
+        facts["report"] = str(Path(recipe.report.out).resolve())
+    return facts
+
+
+def plan_recipe(recipe: Recipe) -> list[str]:
+    """What a run would do; nothing is fetched or written."""
+    dataset = Dataset(recipe.dataset)
+    lines = [f"dataset: {dataset.storage.url}"]
+    if recipe.miniweb is not None:
+        lines.append(f"miniweb: {recipe.miniweb.pages} pages drawn with seed {recipe.miniweb.seed}, served on loopback")
+    if recipe.crawl is not None:
+        lines += plan_crawl(dataset, recipe.crawl, recipe.crawl.seeds, recipe.crawl.warcs)
+    if recipe.download is not None:
+        if recipe.download.tables or dataset.tables("pairs"):
+            lines += plan_download(dataset, recipe.download, tables_of(recipe))
+        else:
+            lines.append("download: the pairs that the crawl will find")
+    if recipe.report is not None:
+        lines.append(f"report: {recipe.report.out}")
+    return lines
+
+
+def tables_of(recipe: Recipe) -> Sequence[str]:
+    """The url tables of the download: named ones, or the crawl's."""
+    assert recipe.download is not None
+    return recipe.download.tables or (Dataset(recipe.dataset).storage.file_url("pairs"),)
+
+
+def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
+    """Publish recipe.yaml: every setting that changes the output, as it was used."""
+    values: dict[str, Any] = {}
+    for name in ("miniweb", "crawl", "download"):
+        part = getattr(recipe, name)
+        if part is not None:
+            values[name] = part.fingerprint_values()
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    dataset.storage.commit_bytes("recipe.yaml", text.encode())
+
+
+@contextmanager
+def _web(recipe: Recipe) -> Iterator[Recipe]:
+    """Serve the small web, if the recipe asks for it, and point crawl and download at it."""
+    if recipe.miniweb is None:
+        yield recipe
+        return
+    with running(recipe.miniweb) as web:
+        reach = {"dns": (web.dns,), "allow_network": LOOPBACK}
+        crawl_part = recipe.crawl and recipe.crawl.model_copy(
+            update=reach | ({} if recipe.crawl.seeds else {"seeds": tuple(web.seeds)})
+        )
+        download_part = recipe.download and recipe.download.model_copy(update=reach)
+        yield recipe.model_copy(update={"crawl": crawl_part, "download": download_part})
+
+
+def result_lines(results: Sequence[StepResult]) -> list[str]:
+    """A line a step: what went in, what came out, what fell and why."""
+    lines = []
+    for result in results:
+        counts = result.counts
+        fell = ", ".join(f"{reason} {number:,}" for reason, number in sorted(counts.dropped.items(), key=_most))
+        tail = f"; dropped {fell}" if fell else ""
+        lines.append(f"{result.step}: {counts.rows_in:,} rows in, {counts.rows_out:,} out{tail}")
+    return lines
+
+
+def _most(item: tuple[str, int]) -> tuple[int, str]:
+    return (-item[1], item[0])
