@@ -1,0 +1,53 @@
+"""The page a person looks at after a run: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import duckdb
+
+from infra.errors import DatasetError
+from infra.storage import Storage
+from pipeline.report.page import render
+from pipeline.report.sections import SECTIONS, Overview, overview
+from pipeline.report.source import Source
+
+
+def write_report(dataset_url: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write the report of a dataset (path or fsspec url) to the file `out`; published whole or not at all.
+
+    Returns facts for --json: rows_in, rows_out, dropped (of the download, or else of the last step that counts rows),
+    faults (sentences; empty where every row has one fate), num_quarantined, page_bytes, paths.
+    Raises DatasetError where there is no such folder, or a table in it cannot be read.
+    """
+    source = Source(os.fspath(dataset_url))
+    try:
+        seen = overview(source)
+        sections = [section for make in SECTIONS if (section := make(source, seen)) is not None]
+        html = render(source, seen, sections).encode("utf-8", "replace")
+    except duckdb.Error as error:
+        mend = "`python -m infra verify` names it"
+        raise DatasetError(f"{dataset_url}: a table cannot be read: {error}; {mend}") from None
+    finally:
+        source.close()
+    name = os.fspath(out).rpartition("/")[2]
+    Storage(os.fspath(out).removesuffix(name) or ".").commit_bytes(name, html)
+    return _facts(seen) | {"page_bytes": len(html), "paths": [os.fspath(out)]}
+
+
+def _facts(seen: Overview) -> dict[str, Any]:
+    last = seen.step("download") or (seen.steps[-1] if seen.steps else None)
+    if seen.downloaded is not None:
+        rows_in, rows_out, dropped = seen.downloaded.num_rows, seen.downloaded.num_stored, seen.fell
+    elif last is not None:
+        rows_in, rows_out, dropped = last.counts.rows_in, last.counts.rows_out, dict(last.counts.dropped)
+    else:
+        rows_in, rows_out, dropped = 0, 0, {}
+    return {
+        "rows_in": rows_in,
+        "rows_out": rows_out,
+        "dropped": dropped,
+        "faults": list(seen.faults),
+        "num_quarantined": sum(len(step.quarantined) for step in seen.steps),
+    }

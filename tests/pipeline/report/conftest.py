@@ -1,0 +1,228 @@
+"""A dataset drawn on the spot, with a crawl, a download and known fates; and a headless Chromium spoken to by pipe."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image, ImageDraw
+
+from infra.dataset import Dataset
+from infra.ledger import Counts, DoneMark
+from infra.sample import UID_BYTES, pair_uid
+from infra.shards import ShardWriter
+from infra.storage import Committed
+from infra.tables import write_table
+
+
+def drawn_jpeg(number: int, width: int, height: int) -> bytes:
+    """A picture that differs from its neighbours."""
+    image = Image.new("RGB", (width, height), ((number * 53) % 256, (number * 101) % 256, (number * 197) % 256))
+    ImageDraw.Draw(image).ellipse(
+        (width // 5, height // 5, 3 * width // 5, 4 * height // 5), fill="white", outline="black"
+    )
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+class Builder:
+    """Writes tables, tars and marks as the steps do."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dataset = Dataset(folder)
+        self.storage = self.dataset.storage
+
+    def mark(self, step: str, job: str, counts: Counts, files: tuple[Committed, ...] = (), took_s: float = 2.0) -> None:
+        """One finished job."""
+        clock = {"started": 1_790_000_000.0, "took_s": took_s, "host": "here"}
+        self.dataset.ledger.mark_done(DoneMark(step, job, "f" * 32, counts, files, clock))
+        plan = self.dataset.ledger.plan(step)
+        self.plan(step, sorted({*(plan["jobs"] if plan else ()), job}))
+
+    def plan(self, step: str, jobs: list[str], **settings: Any) -> None:
+        """What a step was to do."""
+        self.dataset.ledger.write_plan(step, "f" * 32, jobs, settings=settings)
+
+    def shard(self, name: str, rows: list[dict[str, Any]], marked: bool = True, indexed: bool = True) -> None:
+        """A shard of rows {url, caption, size | reason, status, …}; those with a size are stored."""
+        table: list[dict[str, Any]] = []
+        with self.storage.commit(f"{name}.tar") as draft, ShardWriter(draft.path) as writer:
+            for at, row in enumerate(rows):
+                uid, key = pair_uid(row["url"], row["caption"]), f"{name}{at:04d}"
+                facts = {"uid": uid, "key": key, **{name: row.get(name) for name in ROW_COLUMNS}}
+                if size := row.get("size"):
+                    data = row.get("data") or drawn_jpeg(at, *size)
+                    writer.write(uid, key, {"jpg": data, "txt": (row["caption"] or "").encode(), "json": b"{}"})
+                    facts |= {"status": "success", "width": size[0], "height": size[1], "bytes": len(data),
+                              "original_width": 2 * size[0], "original_height": 2 * size[1],
+                              "sha256": hashlib.sha256(data).hexdigest(), "http_status": 200}  # fmt: skip
+                table.append(facts)
+        files = [draft.result(), write_table(self.storage, f"{name}.parquet", pa.Table.from_pylist(table, ROW_SCHEMA))]
+        if indexed:
+            files.append(write_table(self.storage, f"index/{name}.parquet", writer.index()))
+        dropped = Counter(row["reason"] for row in table if row["reason"])
+        num_stored = sum(row["status"] == "success" for row in table)
+        if marked:
+            self.mark("download", name, Counts(len(rows), num_stored, dropped), tuple(files))
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> Committed:
+        """Any table."""
+        return write_table(self.storage, name, pa.Table.from_pylist(rows))
+
+
+ROW_COLUMNS = ("url", "caption", "status", "reason", "error_message", "http_status", "width", "height",
+               "original_width", "original_height", "bytes", "sha256")  # fmt: skip
+_NUMBERS = {"http_status", "width", "height", "original_width", "original_height", "bytes"}
+ROW_SCHEMA = pa.schema(
+    [("uid", pa.binary(UID_BYTES)), ("key", pa.string())]
+    + [(name, pa.int64() if name in _NUMBERS else pa.string()) for name in ROW_COLUMNS]
+)
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    """An empty dataset to fill."""
+    return Builder(tmp_path / "dataset")
+
+
+@pytest.fixture
+def finished(builder: Builder) -> Builder:
+    """A crawl of 40 pages and a download of 60 rows in two shards, all done: 45 stored, 15 failed by four reasons."""
+    pages = [
+        {"url": f"http://a.test/{at}", "host": "a.test", "depth": at % 3, "status": 404 if at % 10 == 0 else 200,
+         "reason": "http_404" if at % 10 == 0 else "ok", "num_img": 3, "num_pairs": 2, "num_links": 5}
+        for at in range(40)
+    ]  # fmt: skip
+    file = builder.table("ledger/pages/00000-000.parquet", pages)
+    extra = {"images": 108, "pairs": 72, "no_pair:no_caption": 30, "no_pair:data_url": 6}
+    builder.mark("crawl_live", "00000-000", Counts(40, 36, {"http_404": 4}, extra), (file,))
+    pairs = [
+        {"uid": at.to_bytes(16, "big"), "url": f"http://a.test/{at}.jpg", "caption": "x", "page_url": "http://a.test/1",
+         "caption_from": "alt" if at % 4 else "figcaption", "lang_hint": "en" if at % 3 else None, "licence": None}
+        for at in range(64)
+    ]  # fmt: skip
+    builder.mark(
+        "crawl_merge", "00000", Counts(72, 64, {"duplicate_pair": 8}), (builder.table("pairs/00000.parquet", pairs),)
+    )
+    builder.mark("split", "00000", Counts(64, 64))
+    builder.mark("duplicates", "all", Counts(64, 60, {"duplicate_row": 4}))
+    failures = (
+        ("failed_to_download", "http_404", 404, "Not Found"),
+        ("failed_to_download", "timeout", None, "no answer within 10 s"),
+        ("failed_to_resize", "too_small", 200, "12 x 12 pixels"),
+        ("failed_to_download", "dns", None, None),
+    )
+    rows: list[dict[str, Any]] = []
+    for at in range(60):
+        row: dict[str, Any] = {"url": f"http://{'ab'[at % 2]}.test/{at}.jpg", "caption": f"caption number {at}"}
+        if at % 4 == 3:
+            row |= dict(zip(("status", "reason", "http_status", "error_message"), failures[at // 4 % 4], strict=True))
+        else:
+            row["size"] = (120 + at, 90 + 2 * at)
+        rows.append(row)
+    builder.shard("00000", rows[:30])
+    builder.shard("00001", rows[30:])
+    builder.storage.commit_bytes("recipe.yaml", b"download:\n  image_size: 256\n")
+    return builder
+
+
+class Browser:
+    """Headless Chromium behind its debugging pipe: NUL-ended JSON on descriptors 3 and 4, no port and no driver."""
+
+    def __init__(self, program: str, profile: str) -> None:
+        to_child, self._out = os.pipe()
+        self._in, from_child = os.pipe()
+        flags = [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+            "--disable-component-update", "--disable-background-networking", f"--user-data-dir={profile}",
+            "--remote-debugging-pipe",
+        ]  # fmt: skip
+        self.child = subprocess.Popen(
+            ["sh", "-c", f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}', program, *flags],
+            pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(to_child)
+        os.close(from_child)
+        self._buffer = b""
+        self._serial = 0
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer; events on the way are kept."""
+        self._serial += 1
+        message = {"id": self._serial, "method": method, "params": parameters}
+        os.write(
+            self._out, json.dumps(message | ({"sessionId": self._session} if self._session else {})).encode() + b"\0"
+        )
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._serial:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def open(self, url: str) -> None:
+        """Navigate and wait until the page has loaded."""
+        self.call("Page.navigate", url=url)
+        deadline = time.monotonic() + 60
+        while self.evaluate("document.readyState") != "complete":
+            assert time.monotonic() < deadline, "the page did not load"
+            time.sleep(0.05)
+
+    def evaluate(self, script: str) -> Any:
+        """The value of an expression in the page, promises awaited."""
+        return self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"].get(
+            "value"
+        )
+
+    def of(self, method: str) -> list[dict[str, Any]]:
+        """Events of one kind so far."""
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def close(self) -> None:
+        """End it and wait."""
+        os.close(self._out)
+        os.close(self._in)
+        self.child.terminate()
+        self.child.wait(20)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            block = os.read(self._in, 1 << 16)
+            assert block, "Chromium ended"
+            self._buffer += block
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """A fresh headless Chromium."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        browser = Browser(program, profile)
+        try:
+            yield browser
+        finally:
+            browser.close()
