@@ -23,14 +23,17 @@ def _gradient(width: int, height: int, top: Rgb, bottom: Rgb) -> Image.Image:
     return column.resize((width, height), Image.Resampling.NEAREST)
 
 
-def _hills(pen: ImageDraw.ImageDraw, size: tuple[int, int], level: float, tone: Rgb, rng: random.Random, swell: float = 0.03) -> None:
+def _hills(
+    pen: ImageDraw.ImageDraw, size: tuple[int, int], level: float, tone: Rgb, rng: random.Random, swell: float = 0.03
+) -> None:
     """Fill everything below a rolling line at `level` (a share of the height)."""
     width, height = size
     phase, waves = rng.uniform(0, 6.3), rng.uniform(0.8, 1.8)
-    line = [
-        (width * n / 24, height * (level + swell * math.sin(phase + waves * 6.3 * n / 24) + swell / 2 * math.sin(2.3 * phase + 9 * n / 24)))
-        for n in range(25)
-    ]
+    line = []
+    for n in range(25):
+        x = n / 24
+        y = level + swell * (math.sin(phase + 6.3 * waves * x) + math.sin(2.3 * phase + 9 * x) / 2)
+        line.append((width * x, height * y))
     pen.polygon([*line, (width, height), (0, height)], fill=tone)
 
 
@@ -43,7 +46,14 @@ def _clouds(pen: ImageDraw.ImageDraw, size: tuple[int, int], tone: Rgb, rng: ran
             pen.ellipse((x + dx * r - 1.5 * s, y + dy * r - s, x + dx * r + 1.5 * s, y + dy * r + s), fill=tone)
 
 
-def _dots(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], tone: Rgb, count: int, radius: float, rng: random.Random) -> None:
+def _dots(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    tone: Rgb,
+    count: int,
+    radius: float,
+    rng: random.Random,
+) -> None:
     for _ in range(count):
         x, y, r = rng.uniform(box[0], box[2]), rng.uniform(box[1], box[3]), radius * rng.uniform(0.5, 1.2)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=tone)
@@ -110,7 +120,9 @@ def _desert(width: int, height: int, rng: random.Random) -> Image.Image:
 
 
 def _room(width: int, height: int, rng: random.Random) -> Image.Image:
-    wall, paper = rng.choice([((236, 226, 212), (229, 217, 200)), ((214, 226, 226), (204, 218, 219)), ((230, 220, 232), (221, 209, 224))])
+    wall, paper = rng.choice(
+        [((236, 226, 212), (229, 217, 200)), ((214, 226, 226), (204, 218, 219)), ((230, 220, 232), (221, 209, 224))]
+    )
     canvas = Image.new("RGB", (width, height), wall)
     pen = ImageDraw.Draw(canvas)
     pitch = max(8, min(width, height) // 9)

@@ -24,7 +24,10 @@ CHANCES = {"size": 0.8, "texture": 0.85, "background": 0.6, "relation": 0.92}
 
 # {a} and {b} are things, {c} is {b} in the case that follows a preposition, {where} a place or nothing.
 SINGLE: dict[str, tuple[str, ...]] = {
-    "en": ("{a}{where}", "a picture of {a}{where}", "{a}{where}", "an illustration showing {a}{where}", "drawing: {a}{where}"),
+    "en": (
+        *("{a}{where}", "a picture of {a}{where}", "{a}{where}"),
+        *("an illustration showing {a}{where}", "a drawing of {a}{where}"),
+    ),
     "de": ("{a}{where}", "Zeichnung: {a}{where}", "zu sehen: {a}{where}", "Bild mit {c}{where}"),
     "fr": ("{a}{where}", "une image de {a}{where}", "dessin : {a}{where}", "on voit {a}{where}"),
     "es": ("{a}{where}", "una imagen de {a}{where}", "dibujo: {a}{where}", "aquí se ve: {a}{where}"),
@@ -113,7 +116,7 @@ def true_of_another(scene: Scene, lang: str, rng: random.Random) -> WrongCaption
 
 def wrong_in_one(scene: Scene, lang: str, rng: random.Random) -> WrongCaption:
     """A caption that differs from a true one in a single attribute, which it tells: the hard kind of wrong."""
-    changed, attribute, n = with_one_change(scene, rng)
+    changed, attribute = with_one_change(scene, rng)
     if attribute in ("relation", "binding"):
         tell = {"relation"}
     elif len(scene.things) == 2 and attribute != "background":

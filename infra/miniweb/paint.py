@@ -138,10 +138,8 @@ class _Brush:
             lean = 0.35 * self.place.side
             for n in range(-4, int(self.place.side / pitch) + 2):
                 x = ox + n * pitch
-                pen.polygon(
-                    [(x, oy), (x + pitch / 2, oy), (x + pitch / 2 + lean, oy + self.place.side), (x + lean, oy + self.place.side)],
-                    fill=second,
-                )
+                foot = oy + self.place.side
+                pen.polygon([(x, oy), (x + pitch / 2, oy), (x + pitch / 2 + lean, foot), (x + lean, foot)], fill=second)
         elif self.place.thing.texture == "spotted":
             r = 0.3 * pitch
             for row in reach:

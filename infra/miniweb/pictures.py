@@ -45,8 +45,11 @@ class Picture:
 
 def encode(picture: Picture) -> bytes:
     """The file's bytes; the same picture gives the same bytes."""
-    image = draw(picture.scene, picture.width, picture.height)
+    # Icons and pixels are shrunk drawings, as they are on the web.
+    image = draw(picture.scene, max(picture.width, 64), max(picture.height, 64))
     width, height = picture.shown_size()
+    if min(picture.width, picture.height) < 64:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     if picture.edit == "resized":
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     elif picture.edit == "cropped":

@@ -82,8 +82,8 @@ def random_scene(rng: random.Random) -> Scene:
     return Scene((first, second), rng.choice(RELATIONS), background, rng.getrandbits(32))
 
 
-def with_one_change(scene: Scene, rng: random.Random) -> tuple[Scene, str, int]:
-    """A scene that differs in exactly one attribute, the attribute's name, and the index of the thing it is about.
+def with_one_change(scene: Scene, rng: random.Random) -> tuple[Scene, str]:
+    """A scene that differs in exactly one attribute, and the attribute's name.
 
     Attributes: shape, colour, texture, size, count, background, relation, and binding (the things' colours swapped).
     """
@@ -97,21 +97,21 @@ def with_one_change(scene: Scene, rng: random.Random) -> tuple[Scene, str, int]:
         changes += ["binding", "binding"] if scene.things[0].colour != scene.things[1].colour else []
     attribute = rng.choice(changes)
     if attribute == "background":
-        return dataclasses.replace(scene, background=_other(rng, BACKGROUNDS, scene.background)), attribute, n
+        return dataclasses.replace(scene, background=_other(rng, BACKGROUNDS, scene.background)), attribute
     if attribute == "relation":
         assert scene.relation is not None
-        return dataclasses.replace(scene, relation=INVERSE[scene.relation]), attribute, n
+        return dataclasses.replace(scene, relation=INVERSE[scene.relation]), attribute
     if attribute == "binding":
         first, second = scene.things
         swapped = (
             dataclasses.replace(first, colour=second.colour),
             dataclasses.replace(second, colour=first.colour),
         )
-        return dataclasses.replace(scene, things=swapped), attribute, n
+        return dataclasses.replace(scene, things=swapped), attribute
     taken = [other.shape for other in scene.things] if attribute == "shape" else [getattr(thing, attribute)]
     changed = dataclasses.replace(thing, **{attribute: _other(rng, _values(attribute, scene), *taken)})
     things = tuple(changed if index == n else other for index, other in enumerate(scene.things))
-    return dataclasses.replace(scene, things=things), attribute, n
+    return dataclasses.replace(scene, things=things), attribute
 
 
 def places(scene: Scene, width: int, height: int) -> list[Place]:

@@ -129,7 +129,8 @@ NUMBERS: dict[str, tuple[str, ...]] = {
 BACKGROUND_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "en": _table(
         BACKGROUNDS,
-        "on a meadow/in a grassy field, on the beach/by the sea, at night/under the night sky, in the snow/on a snowy day,"
+        "on a meadow/in a grassy field, on the beach/by the sea, at night/under the night sky,"
+        "in the snow/on a snowy day,"
         "in the desert/among sand dunes, in a room/indoors, at sunset/in the evening light,"
         "on a plain background/against a plain backdrop",
     ),
@@ -164,6 +165,7 @@ BACKGROUND_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     ),
     "zh": _table(
         BACKGROUNDS,
-        "草地上/草原上, 沙滩上/海边, 夜晚/夜空下, 雪地里/雪地上, 沙漠里/沙丘上, 房间里/屋里, 日落时/傍晚, 纯色背景上/素色背景前",
+        "草地上/草原上, 沙滩上/海边, 夜晚/夜空下, 雪地里/雪地上, 沙漠里/沙丘上, 房间里/屋里, 日落时/傍晚,"
+        "纯色背景上/素色背景前",
     ),
 }
