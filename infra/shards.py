@@ -20,6 +20,7 @@ from infra.sample import UID_BYTES
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # tar's own padding of the whole file
+STREAM_BLOCK = 1 << 20
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
 
 INDEX_SCHEMA = pa.schema(
@@ -94,25 +95,48 @@ def index_table(rows: Sequence[tuple[bytes | None, str, str, int, int]]) -> pa.T
 
 def read_members(file: IO[bytes]) -> Iterator[tuple[Member, bytes]]:
     """Members of a tar with their bytes, streamed. Raises DatasetError where the tar is broken."""
-    try:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
-            for info in tar:
-                if not info.isfile():
-                    continue
-                content = tar.extractfile(info)
-                assert content is not None
-                yield Member(info.name, info.offset_data, info.size), content.read()
-    except (tarfile.TarError, EOFError) as error:
-        raise DatasetError(f"{getattr(file, 'name', 'tar')}: broken tar: {error}") from None
+    for tar, info in _walk(file, "r|"):
+        content = tar.extractfile(info)
+        assert content is not None
+        yield Member(info.name, info.offset_data, info.size), content.read()
+
+
+def walk_members(file: IO[bytes], stream: bool = False) -> Iterator[Member]:
+    """Members of a tar, one at a time. Raises DatasetError where the tar is broken or cut short.
+
+    By default their bytes are passed over by seeking, and the caller may read elsewhere in the file in between;
+    with `stream` the file is read from start to end and needs no more than `read(size)`.
+    """
+    for _, info in _walk(file, "r|" if stream else "r:"):
+        yield Member(info.name, info.offset_data, info.size)
 
 
 def list_members(file: IO[bytes]) -> list[Member]:
     """Members of a seekable tar, without reading their bytes. Raises DatasetError where the tar is broken."""
+    return list(walk_members(file))
+
+
+def _walk(file: IO[bytes], mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            return [Member(info.name, info.offset_data, info.size) for info in tar if info.isfile()]
-    except (tarfile.TarError, EOFError) as error:
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo, bufsize=STREAM_BLOCK) as tar:
+            for info in tar:
+                if info.isfile() and not info.issparse():
+                    yield tar, info
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DatasetError(f"{getattr(file, 'name', 'tar')}: broken tar: {error}") from None
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header in the middle, and a file cut between members, for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # the two blocks of zeros
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"at byte {tar.offset}: {error}") from None
 
 
 def read_at(file: IO[bytes], offset: int, size: int) -> bytes:

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from infra.errors import PairmillError, UsageError
+from infra import cli
+from infra.errors import UsageError
 from infra.jobs import RunOptions
-from infra.log import configure
-from infra.options import CommaList, config_options, given, spread
+from infra.options import CommaList, config_options, given
 from infra.progress import Progress
 from pipeline.crawl.config import CrawlConfig
 from pipeline.download.config import DownloadConfig
@@ -240,23 +240,8 @@ def _print_json(values: Any) -> None:
 
 
 def run_main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run; our own errors print one line and give their exit code."""
-    configure()
-    words = spread(list(sys.argv[1:] if argv is None else argv), SPREAD)
-    try:
-        main.main(args=words, prog_name="python -m pipeline", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        return int(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except click.Abort:
-        click.echo("interrupted; run the same command again to go on", err=True)
-        return 1
-    except PairmillError as error:
-        click.echo(f"error: {error}", err=True)
-        return error.exit_code
-    return 0
+    """Parse and run; returns the exit code."""
+    return cli.run_main(main, "python -m pipeline", argv, SPREAD)
 
 
 if __name__ == "__main__":
