@@ -52,8 +52,9 @@ ILLS: dict[str, Ill] = {
     "stalled": Ill("slow", "timeout", {"manner": "stall"}, body=b"", rare=True),
     "disallowed": Ill("garden", "robots", folder="private"),
     "redirect": Ill("garden", "redirect", {"status": 301}, redirect="home"),
-    "redirect_loop": Ill("garden", "too_many_redirects", {"status": 302}, redirect="self"),
-    "redirect_to_private": Ill("garden", "blocked_address", {"status": 302}, redirect="http://10.0.0.1/"),
+    # A crawl takes a redirect for a link: that it leads to itself or out of scope is seen when the target's turn comes.
+    "redirect_loop": Ill("garden", "redirect", {"status": 302}, redirect="self"),
+    "redirect_to_private": Ill("garden", "redirect", {"status": 302}, redirect="http://10.0.0.1/"),
     "pdf": Ill("garden", "not_html", {"media_type": "application/pdf"}, suffix=".pdf", body=b"%PDF-1.4\n%%EOF\n"),
     "plain_text": Ill("garden", "not_html", {"media_type": "text/plain"}, suffix=".txt", body=b"just words\n"),
     "feed": Ill("garden", "not_html", {"media_type": "application/rss+xml"}, suffix=".xml", body=b"<rss/>\n"),
@@ -84,9 +85,11 @@ def add_ill_pages(site: Site, make_candidates: MakeCandidates, sets: int) -> Non
     for url, kind, fate in (
         (f"http://{DEAD_HOST}:{site.port}/", "dead_name", "dns"),
         (f"http://{OUTSIDE_HOST}:{site.port}/", "outside", "out_of_scope"),
+        ("http://10.0.0.1/", "private", "out_of_scope"),
     ):
         site.pages.append(Page(url, kind, fate, None))
-        extra.setdefault("garden", []).append(url)
+        if kind != "private":  # which a redirect leads to
+            extra.setdefault("garden", []).append(url)
     _add_homes(site, extra)
 
 
@@ -163,13 +166,13 @@ def add_robots_and_sitemaps(site: Site) -> None:
     content = [page.url for page in site.pages if page.kind == "content"]
     for host in ("trusted", "garden"):
         urls = [url for url in content if f"://{host}." in url]
-        site.sitemaps.append(site.serve(host, "/sitemap.xml", Answer(_url_set(urls), "application/xml")))
+        site.sitemaps.append(_serve_sitemap(site, host, "/sitemap.xml", _url_set(urls)))
     urls = [url for url in content if "://archive." in url]
-    first = site.serve("archive", "/sitemap-1.xml", Answer(_url_set(urls[::2]), "application/xml"))
-    packed = gzip.compress(_url_set(urls[1::2]), mtime=0)
-    second = site.serve("archive", "/sitemap-2.xml.gz", Answer(packed, "application/gzip"))
-    index = _sitemap("sitemapindex", "sitemap", [first, second])
-    site.sitemaps.append(site.serve("archive", "/sitemap.xml", Answer(index, "application/xml")))
+    parts = [
+        _serve_sitemap(site, "archive", "/sitemap-1.xml", _url_set(urls[::2])),
+        _serve_sitemap(site, "archive", "/sitemap-2.xml.gz", gzip.compress(_url_set(urls[1::2]), mtime=0)),
+    ]
+    site.sitemaps.append(_serve_sitemap(site, "archive", "/sitemap.xml", _sitemap("sitemapindex", "sitemap", parts)))
     for host, rule in (("garden", "Disallow: /private/"), ("trusted", "Disallow:"), ("archive", delay)):
         site.serve(host, "/robots.txt", _robots(rule, f"Sitemap: {site.url(host, '/sitemap.xml')}"))
     site.serve("slow", "/robots.txt", _robots(delay))
@@ -179,6 +182,12 @@ def add_robots_and_sitemaps(site: Site) -> None:
 
 def _robots(*lines: str) -> Answer:
     return Answer(("User-agent: *\n" + "\n".join(lines) + "\n").encode(), "text/plain")
+
+
+def _serve_sitemap(site: Site, host: str, path: str, body: bytes) -> str:
+    url = site.serve(host, path, Answer(body, "application/gzip" if path.endswith(".gz") else "application/xml"))
+    site.pages.append(Page(url, "sitemap", "sitemap", via="sitemap"))
+    return url
 
 
 def _url_set(urls: list[str]) -> bytes:
