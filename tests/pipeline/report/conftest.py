@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -151,10 +153,15 @@ class Browser:
             "--disable-component-update", "--disable-background-networking", f"--user-data-dir={profile}",
             "--remote-debugging-pipe",
         ]  # fmt: skip
+        # The launcher moves the pipe to the two numbers that Chromium expects; pytest may hold them itself.
+        launcher = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execvp(sys.argv[1], sys.argv[1:])"
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_child, from_child)]
+        command = [sys.executable, "-c", launcher.format(*ends), program, *flags]
         self.child = subprocess.Popen(
-            ["sh", "-c", f'exec "$0" "$@" 3<&{to_child} 4>&{from_child}', program, *flags],
-            pass_fds=(to_child, from_child), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            command, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )  # fmt: skip
+        for end in ends:
+            os.close(end)
         os.close(to_child)
         os.close(from_child)
         self._buffer = b""

@@ -1,0 +1,1 @@
+"""One bounded, guarded, polite GET, used by the live crawl and the image download."""
