@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import duckdb
-
-from infra.errors import DatasetError
 from infra.storage import Storage
 from pipeline.report.page import render
 from pipeline.report.sections import SECTIONS, Overview, overview
@@ -26,9 +23,6 @@ def write_report(dataset_url: str | os.PathLike[str], out: str | os.PathLike[str
         seen = overview(source)
         sections = [section for make in SECTIONS if (section := make(source, seen)) is not None]
         html = render(source, seen, sections).encode("utf-8", "replace")
-    except duckdb.Error as error:
-        mend = "`python -m infra verify` names it"
-        raise DatasetError(f"{dataset_url}: a table cannot be read: {error}; {mend}") from None
     finally:
         source.close()
     name = os.fspath(out).rpartition("/")[2]

@@ -45,7 +45,7 @@ def _figures(seen: Overview) -> list[tuple[str, str, str]]:
         figures.append((words.count_text(got.num_stored), "pairs stored", shards))
         figures.append((words.share_text(got.share_stored), "of rows stored", f"{got.num_rows:,} rows asked for"))
         if got.num_images is not None:
-            figures.append((words.count_text(got.num_images), "distinct images", "told apart by SHA-256"))
+            figures.append((words.count_text(got.num_images), "distinct images", "by their SHA-256"))
         if got.bytes_stored is not None:
             figures.append((words.size_text(got.bytes_stored), "of images", _median(got)))
     if (pages := seen.pages) is not None:
@@ -63,7 +63,7 @@ def _figures(seen: Overview) -> list[tuple[str, str, str]]:
 
 
 def _median(got: Downloaded) -> str:
-    pixels = f", {got.median_width} × {got.median_height}" if got.median_width is not None else ""
+    pixels = f", {got.median_width}\u00a0×\u00a0{got.median_height}" if got.median_width is not None else ""
     return f"median {words.size_text(got.median_bytes)}{pixels}"
 
 

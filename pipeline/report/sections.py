@@ -220,7 +220,7 @@ def run(source: Source, seen: Overview) -> Section | None:
         "steps": seen.steps, "quarantined": quarantined[:50], "num_quarantined": len(quarantined),
         "settings": settings, "stats": stats,
     }  # fmt: skip
-    return Section("Run", "run", "", facts)
+    return Section("Run", "run", "The steps in their order: jobs, rows and clocks.", facts)
 
 
 SECTIONS: tuple[Callable[[Source, Overview], Section | None], ...] = (

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import duckdb
+
 from infra.dataset import Dataset
 from infra.errors import DatasetError
 from infra.ledger import DoneMark
@@ -98,10 +100,15 @@ class Source:
         return {step: self.dataset.ledger.done(step) for step in self.dataset.ledger.steps()}
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Rows of a query as mappings."""
-        cursor = self.connection.execute(sql, parameters) if parameters else self.connection.execute(sql)
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        """Rows of a query as mappings. Raises DatasetError where a table is broken."""
+        try:
+            cursor = self.connection.execute(sql, parameters) if parameters else self.connection.execute(sql)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except duckdb.Error as error:
+            what = str(error).partition("\n")[0]
+            mend = "`python -m infra verify` names what is broken"
+            raise DatasetError(f"{self.storage.url}: a table cannot be read: {what}; {mend}") from None
 
     def value(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Any:
         """The single value of a query."""
