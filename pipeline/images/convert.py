@@ -48,7 +48,8 @@ def prepare(data: bytes, config: ImageConfig, boxes: Sequence[Sequence[float]] |
     check_pixels(*target.resized, config)  # enlarging a thread-thin image can ask for more than the original had
     lying = target.resized[::-1] if swaps_sides(decoded.orientation) else target.resized
     # Small pixels are cheaper to turn and to blur.
-    pixels = turn_upright(resample(decoded.pixels, lying), decoded.orientation)
+    extent = decoded.width / decoded.scale, decoded.height / decoded.scale
+    pixels = turn_upright(resample(decoded.pixels, lying, extent), decoded.orientation)
     if boxes is not None and len(boxes) > 0:
         pixels = blur_boxes(pixels, boxes)
     return Prepared(frame(pixels, target.framed), width, height)

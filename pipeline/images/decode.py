@@ -11,7 +11,7 @@ from pipeline.images.colour import to_rgb
 from pipeline.images.config import ImageConfig
 from pipeline.images.errors import ImageError
 from pipeline.images.exif import orientation
-from pipeline.images.jpeg import NeedsPillow, decode_jpeg, jpeg_exif
+from pipeline.images.jpeg import NeedsPillow, decode_jpeg
 from pipeline.images.limits import check_limits, check_pixels
 from pipeline.images.quiet import silence_decoders
 from pipeline.images.resize import Pixels
@@ -23,7 +23,7 @@ silence_decoders()
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`pixels` (h, w, 3) RGB as stored, perhaps at a reduced scale; `width`, `height`: the full size as stored.
+    """As stored: `pixels` (⌈height / scale⌉, ⌈width / scale⌉, 3) RGB; `width`, `height` at full scale.
 
     `orientation`: EXIF's 1 to 8, still to be applied.
     """
@@ -31,6 +31,7 @@ class Decoded:
     pixels: Pixels
     width: int
     height: int
+    scale: int
     orientation: int
 
 
@@ -39,8 +40,8 @@ def decode(data: bytes, config: ImageConfig) -> Decoded:
     format_name = sniff(data)
     if format_name == "JPEG":
         try:
-            pixels, width, height = decode_jpeg(data, config)
-            return Decoded(pixels, width, height, orientation(jpeg_exif(data)))
+            jpeg = decode_jpeg(data, config)
+            return Decoded(jpeg.pixels, jpeg.width, jpeg.height, jpeg.scale, orientation(jpeg.exif))
         except NeedsPillow:
             pass
     try:
@@ -68,7 +69,7 @@ def _decode_by_pillow(data: bytes, format_name: str, config: ImageConfig) -> Dec
         width, height = image.size
         # TIFF's orientation is applied by Pillow on loading.
         turn = 1 if format_name == "TIFF" else orientation(image.info.get("exif"))
-        return Decoded(to_rgb(image), width, height, turn)
+        return Decoded(to_rgb(image), width, height, 1, turn)
 
 
 def _check_webp(data: bytes, config: ImageConfig) -> None:
