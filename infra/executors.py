@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,15 +112,14 @@ class RayExecutor:
     def __init__(self, address: str | None = None, num_cpus: int | None = None) -> None:
         self._address = address
         self._num_cpus = num_cpus
-        self._was_up = False
+        self._is_ours = False  # connected by us, and ours to leave
 
     def _connect(self) -> Any:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
-        self._was_up = ray.is_initialized()
-        if self._was_up:
+        if ray.is_initialized():
             return ray
         options: dict[str, Any] = {"logging_level": "error", "log_to_driver": bool(os.environ.get("PAIRMILL_LOG"))}
         if self._address is None and "RAY_ADDRESS" not in os.environ:
@@ -140,6 +140,7 @@ class RayExecutor:
             raise UsageError(
                 f"no Ray answers at {where}: {error}. Start one with `ray start --head`, or use --local"
             ) from None
+        self._is_ours = True
         return ray
 
     @contextmanager
@@ -157,10 +158,37 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave the cluster; one that we started stops."""
-        import sys
+        if self._is_ours:
+            import ray
 
-        if "ray" in sys.modules and not self._was_up:
-            sys.modules["ray"].shutdown()
+            ray.shutdown()
+            self._is_ours = False
+
+    def describe(self, imports: Sequence[str] = (), timeout_s: float = 60.0) -> dict[str, Any]:
+        """Connect, and ask every node where it imports these modules from.
+
+        Returns version, cpus, gpus and nodes: a mapping of host name to {module: file, None where it is missing}.
+        Raises UsageError where no Ray answers.
+        """
+        ray = self._connect()
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        ask = ray.remote(_where_modules_lie)
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+        asked = [ask.options(num_cpus=0, scheduling_strategy=place).remote(imports) for place in places]
+        try:
+            answers = ray.get(asked, timeout=timeout_s)
+        except ray.exceptions.RayError as error:
+            raise UsageError(f"a node of the cluster runs no task: {_first_line(error)}; see `ray status`") from None
+        total = ray.cluster_resources()
+        return {
+            "version": ray.__version__,
+            "cpus": total.get("CPU", 0.0),
+            "gpus": total.get("GPU", 0.0),
+            "nodes": {f"{node['NodeManagerHostname']} {node['NodeID'][:8]}": files
+                      for node, files in zip(alive, answers, strict=True)},
+        }  # fmt: skip
 
 
 class _RayRunning:
@@ -270,6 +298,11 @@ def _perform_with_setup(step: Step, job: Job) -> Counts:
         return perform(step, job)
     finally:
         step.teardown()
+
+
+def _where_modules_lie(names: Sequence[str]) -> dict[str, str | None]:
+    found = {name: importlib.util.find_spec(name) for name in names}
+    return {name: spec.origin if spec is not None else None for name, spec in found.items()}
 
 
 def _ray_options(resources: Resources) -> dict[str, Any]:
