@@ -40,7 +40,11 @@ REASONS: dict[str, str] = {
     "encode_error": "The resized image could not be written in the chosen format.",
     "failed_to_resize": "Decoding or resizing failed; the table holds no finer reason.",
     # Consent.
-    "denied": "On the deny list (url, domain or image hash): asked for removal.",
+    "denied": "On the deny list: asked for removal.",
+    "denied_url": "The url is on the deny list: asked for removal.",
+    "denied_domain": "The domain is on the deny list: asked for removal.",
+    "denied_sha256": "The image is on the deny list by its SHA-256: asked for removal.",
+    "denied_phash": "The image looks like one on the deny list (perceptual hash).",
     "opt_out": "The server or page opts out of such use (noai, noimageai, noindex, noimageindex or a TDM reservation).",
     "robots": "The site's robots.txt does not allow our agent to fetch it.",
     "robots_unreachable": "The site's robots.txt could not be read, so nothing there was fetched.",

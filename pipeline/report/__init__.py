@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from infra.storage import Storage
+from infra.storage import TEMPORARY, Storage
 from pipeline.report.page import render
 from pipeline.report.sections import SECTIONS, Overview, overview
 from pipeline.report.source import Source
@@ -26,7 +28,10 @@ def write_report(dataset_url: str | os.PathLike[str], out: str | os.PathLike[str
     finally:
         source.close()
     name = os.fspath(out).rpartition("/")[2]
-    Storage(os.fspath(out).removesuffix(name) or ".").commit_bytes(name, html)
+    folder = Storage(os.fspath(out).removesuffix(name) or ".")
+    folder.commit_bytes(name, html)
+    with suppress(OSError):  # no empty folder of ours is left where a person works
+        Path(folder.path(TEMPORARY)).rmdir()
     return _facts(seen) | {"page_bytes": len(html), "paths": [os.fspath(out)]}
 
 

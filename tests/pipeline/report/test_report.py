@@ -199,3 +199,25 @@ def test_a_folder_of_img2dataset_is_read_as_it_is(builder: Any) -> None:
     assert report.stages() == {"Rows to download": 9, "Images fetched": 5, "Pairs stored": 5}
     assert len(report.page.css(".gallery img")) == 5
     assert "12 s of work" in report.texts("#run .note")[0]
+
+
+def test_a_dataset_on_an_object_store_gives_the_same_page(finished: Any, tmp_path: Path) -> None:
+    import fsspec
+
+    here = tmp_path / "here.html"
+    write_report(finished.storage.url, here)
+    memory = fsspec.filesystem("memory")
+    memory.put(finished.storage.url, "/bucket/", recursive=True)
+    try:
+        write_report("memory://bucket/dataset", tmp_path / "there.html")
+    finally:
+        memory.rm("/bucket", recursive=True)
+    there = (tmp_path / "there.html").read_text(encoding="utf-8")
+    assert there.replace("memory://bucket/dataset", finished.storage.url) == here.read_text(encoding="utf-8")
+
+
+def test_only_the_page_is_left_behind(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    write_report(finished.storage.url, "report.html")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["report.html"]
