@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from infra.errors import DatasetError
 from infra.shards import IMAGE_ENDINGS, Member, list_members, read_at
@@ -56,6 +56,8 @@ def thumbnail(data: bytes) -> str:
                 small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
                 written = io.BytesIO()
                 small.save(written, "JPEG", quality=QUALITY, optimize=True)
+    except UnidentifiedImageError:  # its message holds a memory address, and the page is to be the same each time
+        raise ValueError("not an image that can be read") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from None
     return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
