@@ -149,18 +149,18 @@ class Frontier:
     def _write(self, connection: Any, number: int) -> list[Committed]:
         storage = self.dataset.storage
         files = []
-        go = connection.execute(
+        go = connection.sql(
             f"SELECT {LINK_COLUMNS} FROM decided WHERE fate = 'go' ORDER BY bucket, url"
         ).to_arrow_table().cast(LINKS)  # fmt: skip
         for bucket in sorted(set(go["bucket"].to_pylist())):
             rows = go.filter(pa.compute.equal(go["bucket"], bucket))
             files.append(write_table(storage, frontier_table(number, bucket), rows))
-        later = connection.execute(
+        later = connection.sql(
             f"SELECT {LINK_COLUMNS} FROM decided WHERE fate = 'later' ORDER BY url"
         ).to_arrow_table().cast(LINKS)  # fmt: skip
         if later.num_rows:
             files.append(write_table(storage, self._later_name(number), later))
-        ended = connection.execute(
+        ended = connection.sql(
             "SELECT url, host, depth, fate AS reason FROM decided "
             "WHERE fate IN ('over_budget', 'too_deep') ORDER BY url"
         ).to_arrow_table()  # fmt: skip

@@ -93,7 +93,7 @@ class Merge:
             [urls(storage, self._images)] if self._images else [],
         )
         columns = ", ".join(f"image.{name}" if name.startswith("warc_") else f"ranked.{name}" for name in PAIRS.names)
-        merged = connection.execute(
+        merged = connection.sql(
             f"""
             WITH ranked AS (
                 SELECT *, row_number() OVER same AS nth, count(*) OVER (PARTITION BY uid) AS num_seen
@@ -104,7 +104,11 @@ class Merge:
             SELECT {columns}
             FROM ranked LEFT JOIN image USING (url) WHERE nth = 1 ORDER BY uid
             """,
-            [urls(storage, self._found), job.payload["from"], *([job.payload["to"]] if job.payload["to"] else [])],
+            params=[
+                urls(storage, self._found),
+                job.payload["from"],
+                *([job.payload["to"]] if job.payload["to"] else []),
+            ],
         ).to_arrow_table()
         table = merged.cast(PAIRS)
         num_found = sum(table["num_seen"].to_pylist())

@@ -210,7 +210,7 @@ class Duplicates:
         num_rows = connection.execute("SELECT count(*) FROM place WHERE shard >= ?", [first]).fetchall()[0][0]
         if job.payload["retry"]:  # the rows of a retry repeat failed ones on purpose
             return Outcome(Counts(num_rows, num_rows))
-        repeated = connection.execute(
+        repeated = connection.sql(
             """
             SELECT place.shard, place.row, place.uid
             FROM place JOIN (
@@ -220,7 +220,7 @@ class Duplicates:
             WHERE place.shard >= ? AND {'shard': place.shard, 'row': place.row} <> earliest.first
             ORDER BY place.shard, place.row
             """,
-            [first],
+            params=[first],
         ).to_arrow_reader(100_000)
         files = []
         num_repeated = 0

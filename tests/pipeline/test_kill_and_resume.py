@@ -1,0 +1,125 @@
+"""Kill -9 at random moments, run again: the same bytes as a run that nobody disturbed.
+
+The driver with all its children, one worker, or a whole Ray node is killed. PAIRMILL_CHAOS says how often (5 in
+`make test`, 50 in `make chaos`); a failure names the seed of its moment.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.miniweb import MiniwebConfig, RunningWeb, running
+from tests.servers.commands import assert_same, run, start
+
+NUM_KILLS = int(os.environ.get("PAIRMILL_CHAOS", "5"))
+WEB = ("--timeout-s", "2", "--total-timeout-s", "5", "--backoff-s", "0.2", "--attempts", "2")
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600 + 120 * NUM_KILLS)]
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[RunningWeb]:
+    with running(MiniwebConfig(pages=60, port=0, dns_port=0)) as small_web:
+        yield small_web
+
+
+def crawl_words(web: RunningWeb, out: Path, *more: str) -> tuple[str, ...]:
+    reach = ("--allow-network", "127.0.0.0/8", "--dns", web.dns)
+    return ("pipeline", "crawl", *(word for seed in web.seeds for word in ("--seed", seed)), "--out", str(out),
+            "--delay-s", "0.005", "--buckets", "4", "--host-pages-per-round", "20", *reach, *WEB, *more)  # fmt: skip
+
+
+def download_words(web: RunningWeb, out: Path, *more: str) -> tuple[str, ...]:
+    reach = ("--allow-network", "127.0.0.0/8", "--dns", web.dns)
+    return ("pipeline", "download", str(out / "pairs"), "--out", str(out), "--image-size", "128", "--shard-size", "32",
+            *reach, *WEB, *more)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(web: RunningWeb, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    run(*crawl_words(web, out, "--local"))
+    facts = run(*download_words(web, out, "--local"))
+    assert facts["rows_out"] > 50
+    return out
+
+
+def kill_at(words: tuple[str, ...], moment_s: float, victim: str, rng: random.Random) -> bool:
+    """Start a command, kill -9 at a moment. Returns whether there was still something to kill."""
+    process = start(*words)
+    time.sleep(moment_s)
+    if process.poll() is not None:
+        process.communicate()
+        return False
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_worker(child)]
+    if victim == "worker" and workers:
+        rng.choice(workers).send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err  # the run heals by itself
+        return True
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in tree:
+        if victim == "machine":  # all at once, as when the power fails
+            child.kill()
+    process.communicate()
+    psutil.wait_procs(tree, timeout=20)
+    for child in tree:
+        if child.is_running():
+            child.kill()
+    return True
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "ray::" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+@pytest.mark.parametrize("seed", range(NUM_KILLS))
+def test_a_killed_local_run_ends_with_the_same_bytes(web, undisturbed, tmp_path, seed):
+    rng = random.Random(seed)
+    for words in (crawl_words(web, tmp_path, "--local"), download_words(web, tmp_path, "--local")):
+        num_hits = 0
+        for _ in range(3):
+            num_hits += kill_at(words, rng.uniform(0.6, 3.0), "driver", rng)
+        run(*words)
+    assert_same(undisturbed, tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seed", range(max(1, NUM_KILLS // 5)))
+@pytest.mark.parametrize("victim", ["driver", "worker", "machine"])
+def test_a_run_on_ray_that_loses_a_process_ends_with_the_same_bytes(web, undisturbed, tmp_path, victim, seed):
+    rng = random.Random(f"{victim}{seed}")
+    run(*crawl_words(web, tmp_path, "--local"))
+    words = download_words(web, tmp_path)
+    kill_at(words, rng.uniform(6.0, 10.0), victim, rng)
+    run(*words)
+    assert_same(undisturbed, tmp_path)
+
+
+def test_other_settings_are_refused_and_change_nothing(web, undisturbed):
+    from tests.servers.commands import published
+
+    before = published(undisturbed)
+    for more in (("--shard-size", "16"), ("--image-size", "64"), ("--encode-quality", "80"), ("--min-image-size", "9")):
+        facts = run(*download_words(web, undisturbed, "--local", *more), code=1)
+        assert more[0][2:].replace("-", "_") in facts["error"], "the error names the setting that differs"
+    assert published(undisturbed) == before
+
+
+@pytest.mark.ray
+def test_another_number_of_workers_gives_the_same_bytes(web, undisturbed, tmp_path):
+    run(*crawl_words(web, tmp_path))
+    run(*download_words(web, tmp_path, "--cpus-per-worker", "0.5", "--connections", "7"))
+    assert_same(undisturbed, tmp_path)
