@@ -27,12 +27,12 @@ def to_rgb(image: Image.Image) -> Pixels:
     if mode == "CMYK":
         return np.asarray(_cmyk_to_rgb(image))
     if mode in _WITH_ALPHA or (mode in _DIRECT and "transparency" in image.info):
-        rgba = image.convert("RGBA")
+        rgba = image if mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(rgba, mask=rgba)
         return np.asarray(white)
     if mode in _DIRECT:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image if mode == "RGB" else image.convert("RGB"))
     raise ImageError("unsupported_format", f"{image.format} with pixels of type {mode}")
 
 

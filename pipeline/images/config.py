@@ -37,6 +37,6 @@ class ImageConfig(Config):
         50_000_000,
         ge=1,
         le=PILLOW_PIXELS,
-        description="refuse to decode (or enlarge to) more pixels: bounds memory, about 14 bytes per pixel",
+        description="refuse to decode (or enlarge to) more pixels: bounds memory, at 10 to 26 bytes per pixel",
     )
     keep_exif: bool = Field(False, description="keep EXIF metadata as a JSON column; stored images never hold it")

@@ -32,3 +32,7 @@ class ImageError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+class NeedsPillow(Exception):
+    """Between decoders: not for the fast one. CMYK, an animation, or an oddity that needs a second opinion."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import simplejpeg
 
 from pipeline.images.config import ImageConfig
-from pipeline.images.errors import ImageError
+from pipeline.images.errors import ImageError, NeedsPillow
 from pipeline.images.limits import check_limits
 from pipeline.images.resize import Pixels, plan
 
@@ -30,10 +30,6 @@ _SCALES = ((8, 3), (4, 2), (2, 2))
 
 # Harmless oddities (bytes between segments and the like) end in other messages, and Pillow may judge them.
 _LOST_DATA = ("premature end", "bad huffman", "bad arithmetic")
-
-
-class NeedsPillow(Exception):
-    """Not for this decoder: CMYK, or an oddity that needs a second opinion."""
 
 
 @dataclass(frozen=True, slots=True)

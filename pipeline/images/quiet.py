@@ -7,11 +7,13 @@ import logging
 import warnings
 from pathlib import Path
 
+import cv2
 from PIL import Image, features
 
 
 def silence_decoders() -> None:
-    """Pillow's warnings and log, and libtiff's messages, for the whole process. Exceptions still come."""
+    """Pillow's warnings and log, cv2's log and libtiff's messages, for the whole process. Exceptions still come."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)

@@ -96,6 +96,14 @@ def test_a_webp_is_judged_before_its_canvas_is_allocated():
     assert reason_of(b"RIFF" + struct.pack("<I", len(canvas) + 4) + b"WEBP" + canvas) == "too_many_pixels"
 
 
+def test_a_tiff_is_judged_by_its_tiles_too():
+    body = zlib.compress(bytes(10000 * 10000), 9)
+    values = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 10000, 323: 10000, 324: 200, 325: len(body)}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    data = (b"II*\0" + struct.pack("<IH", 8, len(values)) + tags).ljust(200, b"\0") + body
+    assert reason_of(data) == "too_many_pixels"
+
+
 def test_limits_are_inclusive(scene, encoded):
     data = encoded(scene(90, 30), "PNG")
     kept = convert(data, ImageConfig(min_image_size=30, max_image_area=2700, max_aspect_ratio=3, max_pixels=2700))
@@ -212,7 +220,30 @@ def test_cmyk_is_converted_whether_inverted_or_not(scene, encoded):
         assert np.abs(pixels.astype(int) - scene(40, 30)).mean() < 6, format_name  # JPEG's own loss
 
 
-def test_a_cmyk_profile_is_obeyed_and_a_broken_one_ignored(encoded, monkeypatch):
+def cmyk_profile(ink: tuple[int, int, int]) -> bytes:
+    """An ICC profile of a press whose first ink has the Lab colour `ink` (8-bit encoded), whose last is black."""
+    identity = bytes(range(256))
+    paper, black = (255, 128, 128), (0, 128, 128)
+    corners = (black if corner & 1 else ink if corner & 8 else paper for corner in range(16))  # last varies fastest
+    grid = b"".join(map(bytes, corners))
+    matrix = struct.pack(">9i", *(65536 if at % 4 == 0 else 0 for at in range(9)))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + identity * 4 + grid + identity * 3
+    header = struct.pack(">I4sI4s4s4s12s4s", 144 + len(table), b"", 0x02400000, b"prtr", b"CMYK", b"Lab ", b"", b"acsp")
+    illuminant = struct.pack(">3i", 63190, 65536, 54061)
+    header = header.ljust(68, b"\0") + illuminant
+    return header.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
+@pytest.mark.parametrize("format_name", ["TIFF", "JPEG"])
+def test_an_embedded_cmyk_profile_is_obeyed(encoded, format_name):
+    red = (138, 208, 195)  # Lab (54, 80, 67)
+    full, none = Image.new("CMYK", (16, 16), (255, 0, 0, 0)), Image.new("CMYK", (16, 16), (0, 0, 0, 0))
+    for picture, want in ((full, (255, 0, 0)), (none, (255, 255, 255))):
+        data = encoded(picture, format_name, icc_profile=cmyk_profile(red))
+        assert np.abs(prepare(data, AS_IS).pixels.astype(int) - want).max() <= 12  # 8-bit Lab, gamut's edge
+
+
+def test_a_broken_cmyk_profile_is_ignored(encoded):
     ink = Image.new("CMYK", (8, 8), (0, 200, 0, 0))
     plain = prepare(encoded(ink, "TIFF"), AS_IS).pixels
     rgb_profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -55,11 +55,12 @@ def test_shrinking_keeps_flat_colour_and_shape(width, height, scale):
     assert (result == (1, 128, 254)).all()
 
 
-@pytest.mark.parametrize("width", [257, 300, 348, 500, 511, 512, 513, 700, 1024, 1300, 1601, 2100, 4200])
+@pytest.mark.parametrize("width", [65, 87, 125, 127, 128, 129, 175, 256, 275, 401, 511, 525, 800, 1025, 1250, 1550])
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
 def test_shrinking_is_close_to_the_exact_area_average(scene, encoded, width, format_name):
+    # Every reduced scale of the JPEG decoder, sizes that it divides and sizes that it does not.
     data = encoded(scene(width, width * 3 // 4), format_name, **({"quality": 95} if format_name == "JPEG" else {}))
-    pixels = prepare(data, ImageConfig(image_size=256)).pixels
+    pixels = prepare(data, ImageConfig(image_size=64)).pixels
     full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     error = np.abs(pixels - exact_area(full, pixels.shape[1::-1])).mean()
     assert error <= 2, error
