@@ -95,7 +95,7 @@ class Progress:
     def _show(self) -> None:
         if self._live is not None:
             self._live.update(self._render())
-        elif time.monotonic() - self._said_at > LINE_EVERY_S:
+        elif time.monotonic() - self._said_at > LINE_EVERY_S and self.num_done < self.num_jobs:
             self._said_at = time.monotonic()
             self._say(self.line())
 

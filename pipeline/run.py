@@ -128,7 +128,7 @@ def _web(recipe: Recipe) -> Iterator[Recipe]:
     with running(recipe.miniweb) as web:
         reach = {"dns": (web.dns,), "allow_network": LOOPBACK}
         crawl_part = recipe.crawl and recipe.crawl.model_copy(
-            update=reach | ({} if recipe.crawl.seeds else {"seeds": tuple(web.seeds)})
+            update=reach | ({} if recipe.crawl.seeds else {"seeds": (*web.seeds, *web.sitemaps)})
         )
         download_part = recipe.download and recipe.download.model_copy(update=reach)
         yield recipe.model_copy(update={"crawl": crawl_part, "download": download_part})

@@ -6,30 +6,22 @@ code (shipped by Ray as well), the S3 server and the small web, all on loopback.
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import fsspec
-import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 
 from infra.dataset import Dataset
 from infra.miniweb import MiniwebConfig, running
-from infra.verify import verify_dataset
+from infra.verify import Verify
 from tests.servers.commands import assert_same, run, start
+from tests.servers.ray_nodes import can_unshare, kill_tree, ray_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 WEB = ("--timeout-s", "2", "--total-timeout-s", "5", "--backoff-s", "0.2", "--attempts", "2")
 
 
@@ -51,60 +43,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.stop()
 
 
-@contextmanager
-def ray_nodes(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A head and a second node without a common /tmp. Yields the address and the second node's process."""
-    port = random.randint(20_000, 29_000)
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
-    head = subprocess.Popen(
-        [*RAY, "start", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", *common],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    second = None
-    try:
-        _wait_for_port(port)
-        join = " ".join([*RAY, "start", f"--address=127.0.0.1:{port}", *common])
-        second = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none /tmp && exec {join}"],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        yield f"127.0.0.1:{port}", second
-    finally:
-        for process in (second, head):
-            if process is not None:
-                _kill_tree(process)
-
-
-def _wait_for_port(port: int) -> None:
-    import socket
-
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise TimeoutError("the head node did not start")
-
-
-def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    try:
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        return
-    for member in tree:
-        try:
-            member.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            pass
-    process.wait(timeout=20)
-
-
-def can_unshare() -> bool:
-    words = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /tmp"]
-    return bool(shutil.which("unshare")) and subprocess.run(words, capture_output=True, check=False).returncode == 0
-
-
 @pytest.mark.skipif(not can_unshare(), reason="mount namespaces need root here")
 def test_two_nodes_without_a_common_disk_survive_the_loss_of_one(s3, tmp_path):
     with running(MiniwebConfig(pages=60, port=0, dns_port=0)) as web:
@@ -115,18 +53,18 @@ def test_two_nodes_without_a_common_disk_survive_the_loss_of_one(s3, tmp_path):
         plain = tmp_path / "plain"
         run("pipeline", "crawl", *seeds, "--out", plain, "--local", *crawling)
         run("pipeline", "download", plain / "pairs", "--out", plain, "--local", *downloading)
-        with ray_nodes(tmp_path / "head") as (address, second):
+        with ray_nodes() as (address, second):
             run("pipeline", "crawl", *seeds, "--out", f"{s3}/data", "--ray", address, *crawling)
             words = ("pipeline", "download", f"{s3}/data/pairs", "--out", f"{s3}/data", "--ray", address, *downloading)
             process = start(*words)
             dataset = Dataset(f"{s3}/data")
             _wait_until(lambda: len(dataset.ledger.done("download")) >= 2, process)
-            _kill_tree(second)
-            out, err = process.communicate(timeout=240)
+            kill_tree(second)
+            _, err = process.communicate(timeout=240)
             assert process.returncode == 0, err
             facts = run(*words)
         assert facts["rows_in"] == facts["rows_out"] + sum(facts["dropped"].values())
-        assert not [problem for problem in verify_dataset(f"{s3}/data") if problem.is_error]
+        assert not [finding for finding in Verify(dataset).findings() if finding.is_problem]
         copy = tmp_path / "copy"
         for name in dataset.storage.walk():
             target = copy / name

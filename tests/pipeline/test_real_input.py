@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from infra.verify import verify_dataset
+from infra.dataset import Dataset
+from infra.verify import Verify
 from tests.servers.commands import SHARED, run
 from tests.servers.files import serve_folder
 
@@ -105,4 +106,4 @@ def test_the_photos_are_stored_each_with_its_caption(tmp_path):
     for row in stored:
         assert wanted[row["url"]] == (row["caption"], row["original_width"], row["original_height"])
         assert max(row["width"], row["height"]) == 256
-    assert not list(verify_dataset(str(out)))
+    assert not list(Verify(Dataset(out)).findings())
