@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import time
 import traceback
 from collections import deque
@@ -22,6 +23,7 @@ log = get_logger("executors")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 200 << 20  # jobs and counts travel, images do not
+CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +135,11 @@ class RayExecutor:
         if self._address is not None and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # A job that `ray job submit --working-dir` started has shipped the tree already.
             options["runtime_env"] = {"working_dir": str(CHECKOUT), "env_vars": _passed_environment()}
+        where = self._address or os.environ.get("RAY_ADDRESS", "")
         try:
+            _knock(where)  # Ray itself would ask for minutes
             ray.init(**options)
-        except ConnectionError as error:
-            where = self._address or os.environ.get("RAY_ADDRESS")
+        except OSError as error:
             raise UsageError(
                 f"no Ray answers at {where}: {error}. Start one with `ray start --head`, or use --local"
             ) from None
@@ -258,8 +261,11 @@ class _RayRunning:
             cause = error.cause if isinstance(error.cause, Exception) else error
             result = Failure(f"{type(cause).__name__}: {cause}", str(error))
         except errors.RayError as error:
-            # The worker, its actor or its machine is gone.
-            result = Failure(f"{type(error).__name__}: {_first_line(error)}", str(error), worker_died=True)
+            if getattr(error, "actor_init_failed", False):
+                # `setup` raised: no machine's fault, and no better the next time.
+                result = Failure(str(error).strip().splitlines()[-1], str(error))
+            else:  # the worker, its actor or its machine is gone
+                result = Failure(f"{type(error).__name__}: {_first_line(error)}", str(error), worker_died=True)
             if actor is not None:
                 self._num_actors -= 1
                 with suppress(Exception):
@@ -303,6 +309,12 @@ def _perform_with_setup(step: Step, job: Job) -> Counts:
 def _where_modules_lie(names: Sequence[str]) -> dict[str, str | None]:
     found = {name: importlib.util.find_spec(name) for name in names}
     return {name: spec.origin if spec is not None else None for name, spec in found.items()}
+
+
+def _knock(address: str) -> None:
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def _ray_options(resources: Resources) -> dict[str, Any]:

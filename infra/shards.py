@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,10 +96,11 @@ def index_table(rows: Sequence[tuple[bytes | None, str, str, int, int]]) -> pa.T
 
 def read_members(file: IO[bytes]) -> Iterator[tuple[Member, bytes]]:
     """Members of a tar with their bytes, streamed. Raises DatasetError where the tar is broken."""
-    for tar, info in _walk(file, "r|"):
-        content = tar.extractfile(info)
-        assert content is not None
-        yield Member(info.name, info.offset_data, info.size), content.read()
+    with _open_tar(file, "r|") as tar:
+        for info in _files(tar):
+            content = tar.extractfile(info)
+            assert content is not None
+            yield Member(info.name, info.offset_data, info.size), content.read()
 
 
 def walk_members(file: IO[bytes], stream: bool = False) -> Iterator[Member]:
@@ -107,8 +109,9 @@ def walk_members(file: IO[bytes], stream: bool = False) -> Iterator[Member]:
     By default their bytes are passed over by seeking, and the caller may read elsewhere in the file in between;
     with `stream` the file is read from start to end and needs no more than `read(size)`.
     """
-    for _, info in _walk(file, "r|" if stream else "r:"):
-        yield Member(info.name, info.offset_data, info.size)
+    with _open_tar(file, "r|" if stream else "r:") as tar:
+        for info in _files(tar):
+            yield Member(info.name, info.offset_data, info.size)
 
 
 def list_members(file: IO[bytes]) -> list[Member]:
@@ -116,14 +119,17 @@ def list_members(file: IO[bytes]) -> list[Member]:
     return list(walk_members(file))
 
 
-def _walk(file: IO[bytes], mode: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+@contextmanager
+def _open_tar(file: IO[bytes], mode: Any) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo, bufsize=STREAM_BLOCK) as tar:
-            for info in tar:
-                if info.isfile() and not info.issparse():
-                    yield tar, info
+            yield tar
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DatasetError(f"{getattr(file, 'name', 'tar')}: broken tar: {error}") from None
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    return (info for info in tar if info.isfile() and not info.issparse())
 
 
 class _StrictInfo(tarfile.TarInfo):
