@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ def ray_nodes() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A head and a second node without a common /tmp. Yields the address and the second node's process."""
     port = random.randint(20_000, 29_000)
     folder = tempfile.mkdtemp(prefix="ray")  # short: the paths of its sockets must fit in 107 bytes
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # nodes and driver share it
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
     head = subprocess.Popen(
@@ -43,6 +45,7 @@ def ray_nodes() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         for process in (second, head):
             if process is not None:
                 kill_tree(process)
+        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
         shutil.rmtree(folder, ignore_errors=True)
 
 
