@@ -37,7 +37,11 @@ from aiohttp import web
 from benchmarks.images import enlarged
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-PEER = "import json, sys\nif __name__ == '__main__':\n    from img2dataset import download\n    download(**json.load(sys.stdin))"
+PEER = """import json, sys
+if __name__ == "__main__":
+    from img2dataset import download
+    download(**json.load(sys.stdin))
+"""
 
 
 def _serve(images: list[bytes], certificate: Path | None, pipe: Any) -> None:
@@ -99,8 +103,8 @@ def run_ours(table: Path, out: Path, num_rows: int, ca: Path) -> float:
     """Pairmill, in one process with two pixel threads."""
     command = [
         sys.executable, "-m", "pipeline", "download", str(table), "--out", str(out), "--local", "--image-size", "256",
-        "--resize-mode", "keep_ratio_largest", "--allow-network", "127.0.0.0/8", "--shard-size", "1000", "--threads", "2",
-        "--per-host", "32", "--ca-file", str(ca), "--json",
+        "--resize-mode", "keep_ratio_largest", "--allow-network", "127.0.0.0/8", "--shard-size", "1000",
+        "--threads", "2", "--per-host", "32", "--ca-file", str(ca), "--json",
     ]  # fmt: skip
     return cpu_s(command)
 
