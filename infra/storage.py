@@ -22,8 +22,11 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from infra.errors import DatasetError
+
 TEMPORARY = ".tmp"
 ORPHAN_AGE_S = 86_400.0  # another machine's temporary file is thought abandoned after a day
+SWEEPS_IN_A_ROW = 1_000
 _serial = count()
 
 
@@ -176,9 +179,14 @@ class Storage:
 
     def _temporary(self, name: str) -> Path:
         label = f"{socket.gethostname()}~{os.getpid()}~{next(_serial)}~{name.replace('/', '~')}"
-        folder = self._temporary_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / label
+        path = self._temporary_folder() / label
+        for _ in range(SWEEPS_IN_A_ROW):
+            # Another worker's sweep may take the empty folder away at any moment.
+            with suppress(FileNotFoundError, FileExistsError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                return path
+        raise DatasetError(f"{path.parent}: no temporary file can be made there; is it a folder?")
 
     def _temporary_folder(self) -> Path:
         # The same disk as the final name, or the rename would be a copy.
