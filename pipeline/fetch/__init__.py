@@ -1,1 +1,1 @@
-"""One bounded, guarded, polite GET, used by the live crawl and the image download."""
+"""One bounded, guarded, polite GET, asynchronous: the crawler's and the downloader's only way to the web."""

@@ -1,280 +1,264 @@
-"""The fetcher: one GET with every bound, its redirects by hand, its second attempts, its politeness."""
+"""The fetcher: a url to its body or to one reason, within bounds of time, bytes and addresses, politely."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, cast
 
 import aiohttp
-from aiohttp import http_exceptions
-from multidict import CIMultiDictProxy
+from aiohttp import ClientResponse
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from pipeline.fetch.body import ACCEPTED, Body
+from pipeline.fetch.addresses import AddressGuard
+from pipeline.fetch.coding import ACCEPT_ENCODING, CodingError, decoders
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.errors import FetchError
-from pipeline.fetch.guard import BlockedAddressError, Guard
-from pipeline.fetch.hosts import Gate, Gates
-from pipeline.fetch.names import Names, NoAddressError
-from pipeline.fetch.urls import parse_url
+from pipeline.fetch.failures import explain_failure
+from pipeline.fetch.gates import Gate, Gates
+from pipeline.fetch.names import Names
+from pipeline.fetch.targets import parse_target, redirect_target
+from pipeline.fetch.wire import BoundedHandler, open_session
 
-MAX_HEADERS = 128
-MAX_BACKOFF_S = 30.0
-REDIRECTS = {301, 302, 303, 307, 308}
-LIMITED = {429, 503}  # statuses that may come with Retry-After
-READ_BYTES = 1 << 18
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer: the url that gave it in the end, its status, its headers, its body with content encodings undone."""
+    """An answer. url: where it came from, after redirects. body: with its content encodings undone."""
 
     url: str
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
+    num_redirects: int
+    num_attempts: int
 
 
 class Fetcher:
-    """Keeps connections, the TLS context, names and hosts' gates; one for each event loop. Use as `async with`."""
+    """Fetches urls, many at once, with shared connections, names and manners. Belongs to one event loop.
 
-    def __init__(self, config: FetchConfig) -> None:
-        self._config = config
-        self._guard = Guard(config.allow_network)
-        self._gates = Gates(config.per_host, config.delay_s)
+        async with Fetcher(config) as fetcher:
+            got = await fetcher.get("https://example.org/a.jpg")
+
+    On a cluster all of it holds for each worker: connections, per-host limits, delays, the pauses that hosts ask for.
+    rng: chance for the spread of back-off pauses.
+    """
+
+    def __init__(self, config: FetchConfig, rng: random.Random | None = None) -> None:
+        self.config = config
+        self._rng = rng or random.Random()
+        self._gates = Gates(config.delay_s)
+        self._headers: dict[str, CIMultiDict[str]] = {}
 
     async def __aenter__(self) -> Self:
-        config = self._config
-        self._connections = asyncio.Semaphore(config.connections)
-        connector = aiohttp.TCPConnector(
-            resolver=Names(config, self._guard),
-            use_dns_cache=False,  # Names has its own, failures included
-            limit=0,  # counted here, where a waiting request costs no deadline
-            ssl=_tls_context(config.ca_file),
-            socket_factory=self._open_socket,
-            happy_eyeballs_delay=None,
-            keepalive_timeout=15,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": config.user_agent, "Accept-Encoding": ACCEPTED},
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None),
-            auto_decompress=False,
-            read_bufsize=READ_BYTES,
-            max_line_size=config.max_header_bytes,
-            max_field_size=config.max_header_bytes,
-            max_headers=MAX_HEADERS,
-        )
+        config = self.config
+        self._now = asyncio.get_running_loop().time
+        self._slots = asyncio.Semaphore(config.connections)
+        self._names = Names(config.dns, timeout_s=config.dns_timeout_s, concurrency=config.dns_concurrency)
+        self._session = open_session(config, self._names, AddressGuard(config.allow_network))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+        await self._names.close()
 
     def set_delay(self, host: str, delay_s: float) -> None:
-        """The pause that a host asks for, by its host[:port]."""
-        self._gates.set_delay(host, delay_s)
+        """Pause between the starts of requests to this host[:port], such as its robots.txt asks for."""
+        self._gates.of(host.lower()).delay_s = delay_s
 
     async def get(
         self, url: str, *, max_bytes: int | None = None, accept: str = "image/*,*/*;q=0.5", follow: bool = True
     ) -> Fetched:
-        """GET a url. With `follow` off, a redirect is an answer. Raises FetchError, and nothing else.
+        """GET a url; only status 200 is a success. Raises FetchError, nothing else.
 
-        max_bytes: cap of the decoded body, else the configured one.
+        max_bytes: cap on the body, encoded and decoded; None: the configuration's. follow: with False a redirect is
+        an answer too, its status and headers, without a body.
         """
-        request = _Request(max_bytes or self._config.max_bytes, accept, follow)
-        left_s = self._config.total_timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return await self._attempt(url, request)
-            except FetchError as error:
-                left_s -= request.take_spent_s()
-                wait_s = self._wait_s(error, attempt, left_s)
-                if wait_s is None:
-                    raise
-                left_s -= wait_s
-                await asyncio.sleep(wait_s)
-
-    def _wait_s(self, error: FetchError, attempt: int, left_s: float) -> float | None:
-        """Seconds until the next attempt, or None for none. Raises FetchError rate_limited where it lies too far."""
-        if not error.may_pass:
-            return None
-        if error.status in LIMITED:
-            asked_s = _retry_after_s(error.headers)
-            if asked_s is not None and asked_s > left_s:
-                raise FetchError("rate_limited", "Retry-After lies beyond the total deadline", error.status) from None
-            if asked_s is not None and attempt < self._config.attempts:
-                return asked_s
-        if attempt >= self._config.attempts or left_s <= 0:
-            if error.status == 429:
-                raise FetchError("rate_limited", "still limited after the last attempt", error.status) from None
-            return None
-        # Jitter, so that what failed together does not come back together.
-        wait_s = min(self._config.backoff_s * 2 ** (attempt - 1), MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
-        return wait_s if wait_s < left_s else None
-
-    async def _attempt(self, url: str, request: _Request) -> Fetched:
-        """One attempt: the url and its redirects, under one deadline that waiting for a host does not use up."""
-        deadline_s = self._config.timeout_s
-        seen = {url}
-        for _ in range(self._config.max_redirects + 1):
-            target = parse_url(url, self._guard)
-            gate = self._gates.of(target.host_port)
-            gate.num_users += 1
-            try:
-                async with gate.enter(), self._connections:
-                    got, took_s = await self._exchange(target.url, request, deadline_s, gate)
-            finally:
-                gate.num_users -= 1
-            if got.status not in REDIRECTS or not request.follow:
-                return got
-            deadline_s -= took_s
-            location = got.headers.get("Location")
-            if not location:
-                raise FetchError("bad_redirect", "no Location", got.status)
-            url = parse_url(location, self._guard, base=target.url).text
-            if url in seen:
-                raise FetchError("too_many_redirects", "a loop", got.status)
-            seen.add(url)
-        raise FetchError("too_many_redirects", f"more than {self._config.max_redirects}", got.status)
-
-    async def _exchange(self, url: URL, request: _Request, deadline_s: float, gate: Gate) -> tuple[Fetched, float]:
-        """One request and its answer within `deadline_s`; seconds taken. A status that is no success raises."""
-        now = asyncio.get_running_loop().time
-        started = now()
+        limit = self.config.max_bytes if max_bytes is None else max_bytes
+        visit = _Visit(limit, accept, follow, self.config.total_timeout_s)
         try:
-            async with asyncio.timeout(max(deadline_s, 0.0)):
-                got = await self._ask(url, request)
-        except TimeoutError:
-            raise FetchError("timeout", "the deadline of the attempt passed") from None
-        finally:
-            request.spent_s += now() - started
-        if got.status != 200 and got.status not in REDIRECTS:
-            error = FetchError(f"http_{got.status}", None, got.status)
-            error.headers = got.headers
-            if got.status in LIMITED:
-                asked_s = _retry_after_s(got.headers)
-                if asked_s is not None and asked_s <= self._config.total_timeout_s:
-                    gate.closed_until = max(gate.closed_until, now() + asked_s)  # the whole host waits
-            raise error
-        return got, now() - started
-
-    async def _ask(self, url: URL, request: _Request) -> Fetched:
-        try:
-            async with self._session.get(url, headers={"Accept": request.accept}, allow_redirects=False) as response:
+            target = parse_target(url)
+            while True:
+                visit.num_attempts += 1
                 try:
-                    body = await _read(response, request.max_bytes) if response.status == 200 else b""
-                except BaseException:
-                    response.close()  # the rest of the body is not worth reading
+                    return await self._attempt(target, visit)
+                except FetchError as error:
+                    pause_s = self._pause_s(error, visit)
+                visit.patience_s -= pause_s
+                await asyncio.sleep(pause_s)
+        except FetchError as error:
+            error.num_attempts = max(1, visit.num_attempts)
+            raise
+
+    async def _attempt(self, target: URL, visit: _Visit) -> Fetched:
+        """A url and its redirects, under one deadline, which waiting for a turn does not use up."""
+        visit.left_s = self.config.timeout_s
+        seen = {target}
+        while True:
+            gate = visit.gate = self._gates.of(target.authority)
+            answer = await self._in_turn(target, gate, visit)
+            if answer.status == 200 or not visit.follow:
+                num_redirects = len(seen) - 1
+                return Fetched(
+                    str(target), answer.status, answer.headers, answer.body, num_redirects, visit.num_attempts
+                )
+            target = redirect_target(target, answer.headers.get("Location"))
+            if target in seen or len(seen) > self.config.max_redirects:
+                what = "a circle" if target in seen else f"more than {self.config.max_redirects}"
+                raise FetchError("too_many_redirects", what, status=answer.status, headers=answer.headers)
+            seen.add(target)
+
+    async def _in_turn(self, target: URL, gate: Gate, visit: _Visit) -> _Answer:
+        """One request, when its host and our connections allow it. Raises FetchError."""
+        visit.patience_s -= await gate.enter(self.config.per_host, visit.patience_s, self._now)
+        try:
+            async with self._slots:
+                start = self._now()
+                try:
+                    answer = await self._request(target, visit)
+                    gate.note_answer()
+                    return answer
+                except FetchError as error:
+                    if error.status is None:
+                        gate.note_failure(self._now())
+                    else:
+                        gate.note_answer()
                     raise
-                if response.status != 200:
+                finally:
+                    spent_s = self._now() - start
+                    visit.left_s -= spent_s
+                    visit.patience_s -= spent_s
+        finally:
+            gate.leave()
+
+    async def _request(self, target: URL, visit: _Visit) -> _Answer:
+        """One request and its answer: 200 or a redirect. Raises FetchError."""
+        handler: BoundedHandler | None = None
+        try:
+            async with asyncio.timeout(min(visit.left_s, visit.patience_s)):
+                headers = self._request_headers(visit.accept)
+                response = await self._session.get(target, headers=headers, allow_redirects=False)
+                try:
+                    connection = response.connection
+                    if connection is not None:
+                        handler = cast(BoundedHandler, connection.protocol)
+                        handler.max_body_bytes = 2 * visit.limit + self.config.max_header_bytes
+                    return await _take(response, visit.limit)
+                except BaseException:
                     response.close()
-                return Fetched(str(url), response.status, response.headers, body)
-        except FetchError:
-            raise
-        except (TimeoutError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            raise _translate(error) from None
+                    raise
+        except TimeoutError as error:
+            if handler is None and self._names.is_waiting_for(target.raw_host or ""):
+                raise FetchError("dns", "the name servers did not answer in time") from error
+            raise FetchError("timeout", "the deadline passed before the answer was complete") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise explain_failure(error, handler) from error
 
-    def _open_socket(self, place: tuple[Any, ...]) -> Any:
-        import socket
+    def _pause_s(self, error: FetchError, visit: _Visit) -> float:
+        """How long to wait before another attempt. Raises the failure where there is to be none."""
+        gate = visit.gate
+        if not error.may_retry or gate is None:
+            raise error
+        asked_s = _retry_after_s(error) if error.status in (429, 503) else None
+        if asked_s is not None and asked_s > visit.patience_s:
+            raise _rate_limited(error, "Retry-After lies beyond the total deadline")
+        pause_s = self.config.backoff_s * 2 ** (visit.num_attempts - 1) * self._rng.uniform(0.5, 1.5)
+        pause_s = max(pause_s, error.wait_s, asked_s or 0.0)
+        if error.status == 429 or asked_s is not None:
+            gate.hold(self._now() + pause_s)  # every request to this host waits
+        is_last = visit.num_attempts >= self.config.attempts or pause_s >= visit.patience_s
+        if is_last and error.status == 429:
+            raise _rate_limited(error, "still so at the last attempt")
+        if is_last or gate.is_silent(self._now(), self.config.total_timeout_s):
+            raise error
+        return pause_s
 
-        family, kind, protocol, _, address = place
-        # The last word: this is the address that packets will go to, whatever was resolved before.
-        self._guard.check(address[0])
-        return socket.socket(family, kind, protocol)
+    def _request_headers(self, accept: str) -> CIMultiDict[str]:
+        headers = self._headers.get(accept)
+        if headers is None:
+            headers = CIMultiDict(
+                {"User-Agent": self.config.user_agent, "Accept": accept, "Accept-Encoding": ACCEPT_ENCODING}
+            )
+            self._headers[accept] = headers
+        return headers
 
 
-class _Request:
-    """What stays the same over the attempts for one url, and the seconds they have spent on the wire."""
+@dataclass(slots=True)
+class _Visit:
+    """One call of get: what it wants, and what is left of its time. left_s: of the attempt; patience_s: of all."""
 
-    def __init__(self, max_bytes: int, accept: str, follow: bool) -> None:
-        self.max_bytes = max_bytes
-        self.accept = accept
-        self.follow = follow
-        self.spent_s = 0.0
-
-    def take_spent_s(self) -> float:
-        spent_s, self.spent_s = self.spent_s, 0.0
-        return spent_s
+    limit: int
+    accept: str
+    follow: bool
+    patience_s: float
+    left_s: float = 0.0
+    num_attempts: int = 0
+    gate: Gate | None = None
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    length = response.headers.get("Content-Length", "")
-    encodings = response.headers.get("Content-Encoding", "")
-    if length.isdigit() and int(length) > max_bytes:
-        raise FetchError("too_large", f"more than {max_bytes} bytes", response.status)
-    body = Body(encodings, max_bytes)
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+
+async def _take(response: ClientResponse, limit: int) -> _Answer:
+    status = response.status
+    if status == 200:
+        return _Answer(status, response.headers, await _read_body(response, limit))
+    response.release()  # keeps the connection if the page behind the status has come with it; never waits for it
+    if status in REDIRECTS:
+        return _Answer(status, response.headers, b"")
+    raise FetchError(f"http_{status}", response.reason or "", status=status, headers=response.headers)
+
+
+async def _read_body(response: ClientResponse, limit: int) -> bytes:
+    headers = response.headers
+    if (response.content_length or 0) > limit:
+        raise _too_large(response, f"more than {limit} bytes")
     try:
-        async for chunk in response.content.iter_any():
-            body.feed(chunk)
-        return body.finish()
-    except FetchError as error:
-        error.status = response.status
-        raise
+        undo = decoders(headers["Content-Encoding"]) if "Content-Encoding" in headers else ()
+        pieces: list[bytes] = []
+        num_coded_bytes = num_bytes = 0
+        while piece := await response.content.readany():
+            num_coded_bytes += len(piece)
+            for decoder in undo:
+                piece = decoder.feed(piece, limit + 1 - num_bytes) if piece else piece
+            num_bytes += len(piece)
+            if max(num_coded_bytes, num_bytes) > limit:
+                raise _too_large(response, f"more than {limit} bytes")
+            pieces.append(piece)
+        if num_coded_bytes:
+            for decoder in undo:
+                decoder.finish()
+    except CodingError as error:
+        raise FetchError("bad_encoding", str(error), status=response.status, headers=headers) from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _translate(error: Exception) -> FetchError:
-    """An aiohttp or socket error in our words."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, BlockedAddressError):
-            return FetchError("blocked_address", "loopback, private, link-local or reserved")
-        if isinstance(link, NoAddressError):
-            return FetchError("dns", link.detail)
-        if isinstance(link, http_exceptions.LineTooLong):
-            return FetchError("headers_too_large", "a header line beyond the cap")
-    text = f"{type(error).__name__} {error}"
-    if "Too many headers" in text or "Got more than" in text or ("header" in text.lower() and "many" in text.lower()):
-        return FetchError("headers_too_large", "more headers than allowed")
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return FetchError("tls", "certificate or handshake")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        if "ContentLengthError" in text:
-            return FetchError("wrong_length", "the body is shorter than its Content-Length")
-        return FetchError("reset", "the connection broke in the body")
-    if isinstance(error, aiohttp.InvalidURL | ValueError):
-        return FetchError("bad_url", "not a url")
-    if isinstance(error, aiohttp.ClientResponseError | http_exceptions.HttpProcessingError):
-        return FetchError("bad_response", "the answer is not HTTP")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return FetchError("connect", "refused or unreachable")
-    if isinstance(error, aiohttp.ClientError | OSError):
-        return FetchError("reset", "the connection broke")
-    return FetchError("bad_response", type(error).__name__)
+def _rate_limited(error: FetchError, detail: str) -> FetchError:
+    return FetchError("rate_limited", detail, status=error.status, headers=error.headers)
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds from now, or None where there is none that can be read."""
-    value = (headers.get("Retry-After") or "").strip()
-    if value.isdigit() and len(value) < 10:
-        return float(value)
-    with suppress(ValueError, TypeError, OverflowError):
-        import time
-
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+def _too_large(response: ClientResponse, detail: str) -> FetchError:
+    return FetchError("too_large", detail, status=response.status, headers=response.headers)
 
 
-@lru_cache(maxsize=4)
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    # Built once a process: reading the authorities takes 20 ms, which img2dataset pays for every image.
-    context = ssl.create_default_context()
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    return context
+def _retry_after_s(error: FetchError) -> float | None:
+    """Seconds of a Retry-After header: a number or a date. None: there is none, or it cannot be read."""
+    text = (error.headers.get("Retry-After") or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:12])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,53 +1,82 @@
-"""Why a fetch failed: one stable word each, which tables, reports and `--retry` use."""
+"""Why a fetch fails: the reasons, which of them a second attempt may mend, and how `--retry` names them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-REASONS = {
-    "bad_url": "The url cannot be read.",
-    "blocked_scheme": "The url, or a redirect, is neither http nor https.",
-    "blocked_address": "The host's address is loopback, private, link-local or reserved, and not allowed by a flag.",
-    "dns": "The host's name could not be resolved.",
-    "connect": "No connection: refused or unreachable.",
-    "tls": "No secure connection: certificate or handshake.",
-    "timeout": "The deadline of the attempt passed.",
-    "reset": "The connection broke before the answer was whole.",
-    "rate_limited": "The server asked to wait longer than we may.",
-    "too_many_redirects": "More redirects than allowed, or a loop.",
-    "bad_redirect": "A redirect without a target that can be read.",
-    "headers_too_large": "More or longer headers than allowed.",
-    "too_large": "The body is larger than allowed, as sent or after its content encoding.",
-    "wrong_length": "The body is shorter than the server said.",
-    "bad_encoding": "The content encoding is broken or unknown.",
-    "bad_response": "The answer is not HTTP.",
-    "empty": "The answer has no body.",
+from multidict import CIMultiDict, CIMultiDictProxy
+
+# infra.reasons has a sentence for each, and for the family http_NNN. The value: may another attempt help?
+FETCH_REASONS: Mapping[str, bool] = {
+    "bad_url": False,
+    "blocked_scheme": False,
+    "blocked_port": False,
+    "blocked_address": False,
+    "dns": True,  # unless the name servers say that there is no such name
+    "connect": True,
+    "tls": False,
+    "timeout": True,
+    "reset": True,
+    "rate_limited": False,
+    "too_many_redirects": False,
+    "bad_redirect": False,
+    "headers_too_large": False,
+    "too_large": False,
+    "wrong_length": True,
+    "bad_encoding": False,
+    "bad_response": False,
 }
-PASSING = frozenset({"dns", "connect", "timeout", "reset", "wrong_length"})  # a second attempt may do better
+RETRYABLE_STATUSES = frozenset({408, 425, 429, *range(500, 600)} - {501, 505})
+
+_DETAIL_CHARS = 300  # a detail may quote the server
 
 
 class FetchError(Exception):
-    """A fetch that failed. `reason`: a key of REASONS or http_NNN; `detail` holds no clock and no address."""
+    """A url that could not be fetched. The only exception of a fetch.
 
-    def __init__(self, reason: str, detail: str | None = None, status: int | None = None) -> None:
-        super().__init__(reason, detail, status)
+    reason: a word of FETCH_REASONS, or http_NNN. detail: one line for people; it is stored with the row, so it holds
+    no clock and no other thing that differs from run to run. status, headers: of the answer, where
+    there was one. may_retry: could another attempt help? wait_s: how long the same failure is certain.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str = "",
+        *,
+        status: int | None = None,
+        headers: CIMultiDictProxy[str] | None = None,
+        may_retry: bool | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        super().__init__(reason, detail)
         self.reason = reason
-        self.detail = detail
+        self.detail = " ".join(detail[:_DETAIL_CHARS].split())
         self.status = status
-        self.headers: Mapping[str, str] = {}
+        self.headers = CIMultiDictProxy(CIMultiDict[str]()) if headers is None else headers
+        self.num_attempts = 1
+        self.may_retry = _may_retry(reason, status) if may_retry is None else may_retry
+        self.wait_s = wait_s
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
-    @property
-    def may_pass(self) -> bool:
-        """Is another attempt worth while?"""
-        return self.reason in PASSING or self.reason == "http_429" or self.reason.startswith("http_5")
+
+def matches_retry(wanted: str | Sequence[str], reason: str) -> bool:
+    """Does `--retry timeout,dns,5xx` mean this reason? 5xx, http_5xx, 503 and http_503 all mean http_503."""
+    words = wanted.split(",") if isinstance(wanted, str) else wanted
+    return any(_means(word.strip().lower(), reason) for word in words)
 
 
-def matches_retry(wanted: Sequence[str], reason: str) -> bool:
-    """Does a reason fall under one of the words of `--retry`: a reason, 404, 4xx or 5xx?"""
-    code = reason.removeprefix("http_")
-    return any(
-        word in (reason, code) or (word[1:] == "xx" and code[:1] == word[:1] and code.isdigit()) for word in wanted
-    )
+def _means(word: str, reason: str) -> bool:
+    if word == reason:
+        return True
+    status = reason.removeprefix("http_")
+    if status == reason:
+        return False
+    word = word.removeprefix("http_")
+    return word == status or (len(word) == 3 and word.endswith("xx") and word[0] == status[0])
+
+
+def _may_retry(reason: str, status: int | None) -> bool:
+    return status in RETRYABLE_STATUSES if reason.startswith("http_") else FETCH_REASONS[reason]

@@ -1,114 +1,146 @@
-"""Names to addresses: asynchronous, bounded, cached, failures too; one question for all who wait for the same name."""
+"""Host names to addresses: asynchronous, bounded, cached, with negative answers; one lookup for all who ask at once."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import aiodns
+import pycares
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from pipeline.fetch.config import FetchConfig
-from pipeline.fetch.guard import BlockedAddressError, Guard
+MAX_CACHED_NAMES = 100_000
+# Shorter times to live are stretched: a page's images ask again within seconds. Longer ones are cut, for moved hosts.
+TTL_RANGE_S = (10.0, 3600.0)
+NO_SUCH_NAME_TTL_S = 600.0
+TROUBLE_TTL_S = 2.0
 
-MIN_TTL_S, MAX_TTL_S = 30.0, 600.0
-NOT_FOUND_TTL_S = 300.0  # the name server said that there is no such name
-FAILED_TTL_S = 5.0  # it did not answer, or failed: soon worth another question
-MAX_NAMES = 100_000
-NOT_FOUND = {aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME}
+_NO_SUCH_NAME = frozenset(
+    {pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME, pycares.errno.ARES_ENONAME}
+)
 
 
-class NoAddressError(OSError):
-    """The name has no address; `detail` says why, without clocks."""
+class NameLookupError(OSError):
+    """A name without address. is_final: the name servers say so; else they failed, and may do better later."""
 
-    def __init__(self, detail: str, may_pass: bool) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.may_pass = may_pass
+    def __init__(self, message: str, is_final: bool, expires: float) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        self.expires = expires
+
+    @property
+    def wait_s(self) -> float:
+        """How long this answer is still given from the cache, in seconds."""
+        return max(0.0, self.expires - time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    expires: float
-    addresses: tuple[tuple[int, str], ...] = ()
-    error: NoAddressError | None = None
+class _Found:
+    addresses: tuple[str, ...]
+    expires: float  # time.monotonic()
 
 
 class Names(AbstractResolver):
-    """aiohttp's resolver, over c-ares."""
+    """A resolver for aiohttp. Belongs to one event loop.
 
-    def __init__(self, config: FetchConfig, guard: Guard) -> None:
-        self._config = config
-        self._guard = guard
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
-        self._asked: dict[str, asyncio.Task[_Answer]] = {}
-        self._places = asyncio.Semaphore(config.dns_concurrency)
-        self._resolver = aiodns.DNSResolver(list(config.dns) or None, timeout=config.dns_timeout_s / 2, tries=2)
+    IPv4 first, IPv6 only for names that have no other: most names have both, and one question is cheaper than two.
+    Search domains are not tried: the web's names are complete, and a dead one would be asked for several times.
+
+    servers: "address[:port]", empty for the system's. timeout_s: for one name, all tries together. concurrency:
+    lookups at the same time; further ones wait.
+    """
+
+    def __init__(self, servers: Sequence[str] = (), *, timeout_s: float = 5.0, concurrency: int = 128) -> None:
+        # c-ares doubles the first timeout with the second try: together they fill timeout_s.
+        self._dns = aiodns.DNSResolver(
+            nameservers=list(servers) or None,
+            timeout=timeout_s / 3,
+            tries=2,
+            flags=pycares.ARES_FLAG_NOSEARCH,
+            lookups="fb",  # /etc/hosts first
+        )
+        self._timeout_s = timeout_s
+        self._turns = asyncio.Semaphore(concurrency)
+        self._cache: OrderedDict[str, _Found | NameLookupError] = OrderedDict()
+        self._running: dict[str, asyncio.Task[_Found | NameLookupError]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Permitted addresses of a name. Raises NoAddressError, or BlockedAddressError where none is permitted."""
-        answer = self._answers.get(host)
-        if answer is None or answer.expires < asyncio.get_running_loop().time():
-            answer = await self._ask_once(host)
-        if answer.error is not None:
-            raise answer.error
-        permitted = [(kind, address) for kind, address in answer.addresses if self._guard.permits(address)]
-        if not permitted:
-            raise BlockedAddressError("every address of the name is loopback, private or reserved")
-        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=flags)
-            for kind, address in permitted
-        ]
+        """Addresses of a name. Raises NameLookupError."""
+        answer = self._cache.get(host)
+        if answer is None or answer.expires <= time.monotonic():
+            answer = await self._shared_lookup(host)
+        if isinstance(answer, NameLookupError):
+            raise NameLookupError(str(answer), answer.is_final, answer.expires)
+        return [_result(host, address, port) for address in answer.addresses]
+
+    def is_waiting_for(self, host: str) -> bool:
+        """Is a lookup of this name under way?"""
+        return host in self._running
 
     async def close(self) -> None:
-        """Give up the questions still open."""
-        for task in self._asked.values():
+        """Give up the lookups under way."""
+        for task in self._running.values():
             task.cancel()
-        await self._resolver.close()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await self._dns.close()
 
-    async def _ask_once(self, host: str) -> _Answer:
-        task = self._asked.get(host)
+    async def _shared_lookup(self, host: str) -> _Found | NameLookupError:
+        task = self._running.get(host)
         if task is None:
-            task = asyncio.create_task(self._ask(host))
-            self._asked[host] = task
-            task.add_done_callback(lambda _: self._asked.pop(host, None))
-        # One who stops waiting must not take the answer from the others.
+            task = self._running[host] = asyncio.create_task(self._lookup_and_keep(host))
+        # Whoever gives up waiting leaves the lookup to the others, and its answer to the next attempt.
         return await asyncio.shield(task)
 
-    async def _ask(self, host: str) -> _Answer:
-        now = asyncio.get_running_loop().time
-        async with self._places:
-            try:
-                async with asyncio.timeout(self._config.dns_timeout_s):
-                    addresses, ttl_s = await self._query(host)
-                answer = _Answer(now() + min(max(ttl_s, MIN_TTL_S), MAX_TTL_S), addresses)
-            except aiodns.error.DNSError as error:
-                found = error.args[0] not in NOT_FOUND
-                detail = "the name server failed" if found else "no such name"
-                ttl_s = FAILED_TTL_S if found else NOT_FOUND_TTL_S
-                answer = _Answer(now() + ttl_s, error=NoAddressError(detail, may_pass=found))
-            except TimeoutError:
-                answer = _Answer(
-                    now() + FAILED_TTL_S, error=NoAddressError("the name server did not answer", may_pass=True)
-                )
-        self._answers[host] = answer
-        self._answers.move_to_end(host)
-        if len(self._answers) > MAX_NAMES:
-            self._answers.popitem(last=False)
+    async def _lookup_and_keep(self, host: str) -> _Found | NameLookupError:
+        try:
+            async with self._turns:
+                answer = await self._lookup(host)
+        finally:
+            del self._running[host]
+        self._cache[host] = answer
+        self._cache.move_to_end(host)
+        if len(self._cache) > MAX_CACHED_NAMES:
+            self._cache.popitem(last=False)
         return answer
 
-    async def _query(self, host: str) -> tuple[tuple[tuple[int, str], ...], float]:
+    async def _lookup(self, host: str) -> _Found | NameLookupError:
         try:
-            found = await self._resolver.getaddrinfo(host, family=socket.AF_INET, type=socket.SOCK_STREAM)
+            async with asyncio.timeout(self._timeout_s):
+                try:
+                    return await self._ask(host, socket.AF_INET)
+                except aiodns.error.DNSError as error:
+                    if error.args[0] != pycares.errno.ARES_ENODATA:
+                        raise
+                    return await self._ask(host, socket.AF_INET6)
+        except TimeoutError:
+            return _failure("the name servers did not answer in time", is_final=False)
         except aiodns.error.DNSError as error:
-            if error.args[0] != aiodns.error.ARES_ENODATA:
-                raise
-            # IPv6 only where there is no IPv4: one question less for nearly every name.
-            found = await self._resolver.getaddrinfo(host, family=socket.AF_INET6, type=socket.SOCK_STREAM)
-        addresses = tuple((node.family, node.addr[0].decode("ascii")) for node in found.nodes)
-        return addresses, float(min((node.ttl for node in found.nodes), default=0))
+            return _failure(str(error.args[1]), is_final=error.args[0] in _NO_SUCH_NAME)
+        except UnicodeError as error:
+            return _failure(f"not a host name: {error}", is_final=True)
+
+    async def _ask(self, host: str, family: socket.AddressFamily) -> _Found:
+        result = await self._dns.getaddrinfo(host, family=family, type=socket.SOCK_STREAM)
+        addresses = dict.fromkeys(node.addr[0].decode("ascii") for node in result.nodes)
+        if not addresses:
+            raise aiodns.error.DNSError(pycares.errno.ARES_ENODATA, "no address")
+        shortest, longest = TTL_RANGE_S
+        ttl_s = min(max(min((node.ttl for node in result.nodes), default=math.inf), shortest), longest)
+        return _Found(tuple(addresses), time.monotonic() + ttl_s)
+
+
+def _failure(message: str, is_final: bool) -> NameLookupError:
+    ttl_s = NO_SUCH_NAME_TTL_S if is_final else TROUBLE_TTL_S
+    return NameLookupError(message, is_final, time.monotonic() + ttl_s)
+
+
+def _result(host: str, address: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST)
