@@ -80,13 +80,15 @@ class Archives:
             page = parse_page(
                 record.body, url=record.url, content_type=record.content_type, sources=self.config.captions
             )
+        place = {"url": record.url, "host": host_of(record.url), "status": record.status}
+        place |= {"warc_path": path, "warc_offset": record.offset}
+        if page.fault is not None:
+            harvest.drop_page(**place, reason=page.fault)
+            return page.fault
         refused = None
         if self.config.respect_opt_out:
             refused = page_opt_out(record.headers, page.meta_robots, self.config.agent_token)
-        harvest.add_page(
-            page, url=record.url, host=host_of(record.url), status=record.status,
-            warc_path=path, warc_offset=record.offset, opt_out=refused,
-        )  # fmt: skip
+        harvest.add_page(page, **place, opt_out=refused)
         return "ok" if refused is None else "opt_out"
 
 

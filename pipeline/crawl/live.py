@@ -161,15 +161,17 @@ class _Bucket:
     def _take_page(self, row: dict[str, Any], got: Fetched, rules: HostRules) -> None:
         content_type = got.headers.get("Content-Type")
         page = parse_page(got.body, url=row["url"], content_type=content_type, sources=self.config.captions)
+        place = {"url": row["url"], "host": row["host"], "depth": row["depth"], "status": got.status}
+        if page.fault is not None:
+            self.harvest.drop_page(**place, reason=page.fault)
+            return
         refused = None
         if self.config.respect_opt_out:
             headers = list(got.headers.items())
             refused = page_opt_out(headers, page.meta_robots, self.config.agent_token)
             if refused is None and rules.tdm is not None and tdm_reserved(rules.tdm, urlsplit(row["url"]).path):
                 refused = "tdm-reservation by /.well-known/tdmrep.json"
-        self.harvest.add_page(
-            page, url=row["url"], host=row["host"], depth=row["depth"], status=got.status, opt_out=refused
-        )
+        self.harvest.add_page(page, **place, opt_out=refused)
         if not page.nofollow:
             for link in page.links:
                 self.links.add(self.scope.link(link, row["depth"] + 1))

@@ -103,6 +103,8 @@ class Native(ShardStep):
             return Fate(FAILED_DOWNLOAD, error.reason, error.detail, error.status)
         except RecordError as error:
             return Fate(FAILED_DOWNLOAD, error.reason, error.detail)
+        except FileNotFoundError:
+            return Fate(FAILED_DOWNLOAD, "no_archive", want.warc_path)
         fate, data = await self._loop.run_in_executor(self._threads, self._convert, want, body)
         if data:
             # Only this thread writes the spool.
@@ -123,14 +125,15 @@ class Native(ShardStep):
             if digest != (want.expected_hash or "").lower():
                 return replace(fate, reason="hash_mismatch", error_message=f"{self.config.verify_hash} differs"), b""
         denied = self._deny.denies_bytes(sha256)
-        if denied is None and self._deny.phashes:
-            denied = self._denied_phash(body)
         if denied is not None:
             return replace(fate, reason=denied, error_message="on the deny list"), b""
         try:
             image = convert(body, self.config, json.loads(want.boxes) if want.boxes else None)
         except ImageError as error:
             return replace(fate, status=FAILED_RESIZE, reason=error.reason, error_message=error.detail), b""
+        denied = self._denied_by_sight(image.data)
+        if denied is not None:
+            return replace(fate, reason=denied, error_message="on the deny list"), b""
         stored = Fate(
             SUCCESS,
             width=image.width,
@@ -142,13 +145,12 @@ class Native(ShardStep):
         )
         return stored, image.data
 
-    def _denied_phash(self, body: bytes) -> str | None:
+    def _denied_by_sight(self, image: bytes) -> str | None:
+        if not self._deny.phashes:
+            return None
         from filters.phash import perceptual_hash_of_bytes
 
-        try:
-            return self._deny.denies_pixels(perceptual_hash_of_bytes(body, self.config.max_pixels))
-        except ImageError:
-            return None  # convert() gives the reason
+        return self._deny.denies_pixels(perceptual_hash_of_bytes(image))
 
 
 def _by_turns(wanted: Sequence[Wanted]) -> Iterator[Wanted]:
