@@ -141,7 +141,7 @@ class BoundedHandler(ResponseHandler):
         payload = self._payload
         if payload is not None and self._exception is not None and not payload.is_eof():
             # The parser gave up in mid-body and tells only who waits for a head.
-            payload.set_exception(BodyBrokenError(str(self._exception.__cause__ or self._exception)))
+            payload.set_exception(BodyBrokenError(getattr(self._exception, "message", "")))
         elif self._is_answered():
             self._connections.note_idle(self, True)
 
@@ -185,7 +185,7 @@ def open_session(config: FetchConfig, names: Names, guard: AddressGuard) -> aioh
         # The sum is bounded above; these must not strike before it.
         max_line_size=config.max_header_bytes,
         max_field_size=config.max_header_bytes,
-        max_headers=config.max_header_bytes,
+        max_headers=config.max_header_bytes // 4,  # no header is shorter: a:CRLF
     )
 
 
