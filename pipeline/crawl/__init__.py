@@ -1,0 +1,1 @@
+"""Pages to pairs: from archives or the live web, with robots.txt and opt-outs honoured."""

@@ -1,0 +1,325 @@
+"""Archives, streamed: WARC and WAT files to pages and images, every record with one fate; one record by its offset.
+
+Memory is bounded by one page; images are only noted, with the offset at which `read_record` finds them later. An
+archive may be gzip, zstd, lz4 or plain. A damaged place costs the record it lies in: reading goes on at the next one.
+
+    not_response  request, warcinfo or metadata     revisit     says only that nothing had changed
+    conversion    text of a WET file                not_http    a response of another protocol
+    http_NNN      a status other than 200           not_html    neither page nor image
+    clipped       cut short                         bad_record  damaged
+    no_offset     an image in a compressed piece with other records, which cannot be read alone
+    bad_url       an image without an http(s) address
+    too_large, bad_encoding  see payload.py
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import IO
+
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+
+from pipeline.crawl.archives import archive_size, expand_paths, open_archive
+from pipeline.crawl.html import SOURCES, Page
+from pipeline.crawl.payload import PayloadError, decode_body
+from pipeline.crawl.urls import MAX_URL_CHARS, clean_url
+from pipeline.crawl.wat import WatError, parse_wat
+
+__all__ = [
+    "ImageRecord", "PageRecord", "RecordError", "Skipped", "WatRecord", "archive_size", "expand_paths", "open_archive",
+    "read_archive", "read_record",
+]  # fmt: skip
+
+MAX_PAGE_BYTES = 16 << 20
+MAX_WAT_BYTES = 64 << 20
+MAX_HEADER_BYTES = 256 << 10
+MAX_DAMAGES = 1_000  # of one archive, before the rest is given up
+HTML_TYPES = frozenset(("text/html", "application/xhtml+xml"))
+
+log = logging.getLogger(__name__)
+
+_MAGICS = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"WARC/")
+_BEGIN = re.compile(b"|".join(re.escape(magic) for magic in (*_MAGICS[:3], b"WARC/1.", b"WARC/0.")))
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+_SCAN_BYTES = 1 << 20
+_FATES = {
+    int(WarcRecordType.conversion): "conversion",
+    int(WarcRecordType.continuation): "clipped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PageRecord:
+    """A page. `is_clipped`: the archive holds only its beginning. headers: of the HTTP response, as sent."""
+
+    url: str
+    offset: int
+    body: bytes
+    content_type: str | None
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    is_clipped: bool = False
+
+    @property
+    def content_language(self) -> str | None:
+        """The HTTP header."""
+        return next((value for name, value in self.headers if name.lower() == "content-language"), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image that lies in the archive. num_bytes: of its body as stored."""
+
+    url: str
+    offset: int
+    content_type: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatRecord:
+    """A page as a WAT file describes it. The offset is the WAT record's own."""
+
+    url: str
+    offset: int
+    page: Page
+    status: int | None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that gives nothing. `is_page`: it stands for a page, and deserves a row of its own."""
+
+    reason: str
+    offset: int
+    url: str | None = None
+    status: int | None = None
+    is_page: bool = False
+
+
+class RecordError(Exception):
+    """A record cannot be had. `reason`: clipped, bad_record, too_large, bad_encoding, http_NNN; `detail` for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+Found = PageRecord | ImageRecord | WatRecord | Skipped
+
+
+def read_archive(
+    stream: IO[bytes], path: str, *, max_page_bytes: int = MAX_PAGE_BYTES, sources: Sequence[str] = SOURCES
+) -> Iterator[Found]:
+    """Each record of an archive, in order. stream: seekable, at its beginning. sources: of captions, for WAT pages.
+
+    Raises what the stream raises; nothing for what is wrong in the data.
+    """
+    reader = _Reader(stream, max_page_bytes, sources)
+    for num_damages in range(1, MAX_DAMAGES + 1):
+        try:
+            yield from reader.read()
+            if reader.skip_ahead():
+                yield Skipped("clipped", reader.offset)
+            return
+        except OSError as error:
+            _raise_storage_fault(error)
+            log.warning("archive=%s after=%d damages=%d error=%s", path, reader.offset, num_damages, error)
+            yield Skipped("bad_record", reader.offset)
+            if not reader.skip_ahead():
+                return
+
+
+def read_record(
+    path: str, offset: int, max_bytes: int, open_stream: Callable[[str], IO[bytes]] = open_archive
+) -> tuple[str | None, bytes]:
+    """Content type and decoded body of one record. Raises RecordError, and what the storage raises."""
+    where = f"{path} at {offset}"
+    with open_stream(path) as stream:
+        stream.seek(offset)
+        try:
+            record = next(iter(ArchiveIterator(stream, parse_http=False, max_header_len=MAX_HEADER_BYTES)), None)
+            if record is None or record.stream_pos != offset:
+                raise RecordError("bad_record", f"no record in {where}")
+            head = _head(record)
+            if head.fault is not None or head.status not in (None, 200):
+                raise RecordError(head.fault or f"http_{head.status:03d}", where)
+            body, is_whole = _body(record, head, max_bytes)
+        except OSError as error:
+            _raise_storage_fault(error)
+            raise RecordError("bad_record", f"{error} in {where}") from None
+        except PayloadError as error:
+            raise RecordError(error.reason, where) from None
+    if not is_whole:
+        raise RecordError("clipped", where)
+    return head.content_type, body
+
+
+@dataclass(slots=True)
+class _Head:
+    """A record as far as it must be read to know what it is. status and headers: of HTTP, where it is that."""
+
+    url: str | None
+    content_type: str | None = None
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    fault: str | None = None
+
+    @property
+    def media_type(self) -> str:
+        return (self.content_type or "").partition(";")[0].strip().lower()
+
+    def header(self, name: str) -> str | None:
+        return ",".join(value for key, value in self.headers if key.lower() == name) or None
+
+
+class _Reader:
+    """The records up to the end or the next damage. `offset`: of the record at hand."""
+
+    def __init__(self, stream: IO[bytes], max_page_bytes: int, sources: Sequence[str]) -> None:
+        self.offset = -1
+        self._end = 0  # a next record can begin no earlier
+        self._stream = stream
+        self._max_page_bytes = max_page_bytes
+        self._sources = sources
+        self._is_plain = self._begins_with(0, b"WARC/")
+        self._has_offsets: bool | None = True if self._is_plain else None
+
+    def read(self) -> Iterator[Found]:
+        for record in ArchiveIterator(self._stream, parse_http=False, max_header_len=MAX_HEADER_BYTES):
+            place = record.stream_pos
+            if self._has_offsets is None and self.offset >= 0:
+                # Where the whole archive is one compressed piece, positions mean nothing.
+                self._has_offsets = self._begins_with(place, *_MAGICS)
+            can_be_found = place > self.offset and self._has_offsets is not False
+            self.offset = place
+            self._end = place + (record.content_length if self._is_plain else 1)
+            try:
+                found = self._fate(record, can_be_found)
+            except PayloadError as error:
+                found = Skipped(error.reason, place, _target(record), is_page=True)
+            yield found
+
+    def skip_ahead(self) -> bool:
+        """Go to where the next record may begin, behind the one at hand. False at the end."""
+        at, kept = max(self._end, self.offset + 1), b""
+        self._stream.seek(at)
+        while block := self._stream.read(_SCAN_BYTES):
+            block = kept + block
+            if match := _BEGIN.search(block):
+                self.offset = at - len(kept) + match.start()
+                self._end = self.offset + 1
+                self._stream.seek(self.offset)
+                self.offset -= 1
+                return True
+            at += len(block) - len(kept)
+            kept = block[-8:]
+        return False
+
+    def _begins_with(self, offset: int, *magics: bytes) -> bool:
+        at = self._stream.tell()
+        self._stream.seek(offset)
+        head = self._stream.read(8)
+        self._stream.seek(at)
+        return head.startswith(magics)
+
+    def _fate(self, record: WarcRecord, can_be_found: bool) -> Found:
+        kind, offset = record.record_type, record.stream_pos
+        if kind == WarcRecordType.metadata and "json" in (record.headers.get("Content-Type") or ""):
+            return self._wat(record)
+        if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.revisit):
+            return _passed(record, Skipped(_FATES.get(int(kind), "not_response"), offset, _target(record)))
+        head = _head(record)
+        is_page = head.media_type in HTML_TYPES
+        skipped = Skipped(head.fault or "not_html", offset, head.url, head.status, is_page)
+        if kind == WarcRecordType.revisit:
+            return replace(skipped, reason="revisit")
+        if head.fault is not None:
+            return _passed(record, skipped)
+        if head.status not in (None, 200):
+            return _passed(record, replace(skipped, reason=f"http_{head.status:03d}"))
+        if head.media_type.startswith("image/"):
+            return _image(record, head, skipped, can_be_found)
+        if head.media_type and not is_page:
+            return _passed(record, skipped)
+        body, is_whole = _body(record, head, self._max_page_bytes)
+        if not is_page and not _HTML.match(body):
+            return skipped
+        if head.url is None:
+            return replace(skipped, reason="bad_record")
+        return PageRecord(head.url, offset, body, head.content_type, head.status, head.headers, not is_whole)
+
+    def _wat(self, record: WarcRecord) -> Found:
+        url, offset = _target(record), record.stream_pos
+        data = record.reader.read(MAX_WAT_BYTES + 1)
+        try:
+            if len(data) > MAX_WAT_BYTES:
+                raise WatError("too_large")
+            if len(data) < record.content_length:
+                raise WatError("clipped")
+            page, status, headers = parse_wat(data, url=url or "", sources=self._sources)
+        except WatError as error:
+            return Skipped(error.reason, offset, url, error.status, error.status is not None)
+        return WatRecord(url or "", offset, page, status, headers)
+
+
+def _target(record: WarcRecord) -> str | None:
+    """The record's address; some writers put it in angle brackets."""
+    target = (record.headers.get("WARC-Target-URI") or "").strip().removeprefix("<").removesuffix(">")
+    return clean_url(target, target) or target[:MAX_URL_CHARS] or None
+
+
+def _head(record: WarcRecord) -> _Head:
+    """Read HTTP headers, where there are any. Raises OSError for damaged data."""
+    head = _Head(_target(record), record.headers.get("Content-Type"))
+    if not head.media_type.startswith("application/http"):
+        if record.record_type == WarcRecordType.response and head.media_type:
+            head.fault = "not_http"
+        return head
+    record.parse_http("none", max_header_len=MAX_HEADER_BYTES, quirks_mode=True)
+    http = record.http_headers
+    if http is None or http.status_code is None:
+        return replace(head, content_type=None, fault="bad_record")
+    headers = http.to_tuples()
+    return replace(head, content_type=http.get("Content-Type"), status=http.status_code, headers=headers)
+
+
+def _passed(record: WarcRecord, skipped: Skipped) -> Skipped:
+    """Read past a record that gives nothing: clipped, if the archive ends in it."""
+    record.reader.consume()
+    return replace(skipped, reason="clipped") if _is_short(record) else skipped
+
+
+def _is_short(record: WarcRecord) -> bool:
+    return record.reader.tell() < record.content_length or bool(record.headers.get("WARC-Truncated"))
+
+
+def _image(record: WarcRecord, head: _Head, skipped: Skipped, can_be_found: bool) -> Found:
+    record.reader.consume()
+    if _is_short(record):
+        return replace(skipped, reason="clipped")
+    if not can_be_found:
+        return replace(skipped, reason="no_offset")
+    if head.url is None or clean_url(head.url, head.url) is None:
+        return replace(skipped, reason="bad_url")
+    return ImageRecord(head.url, record.stream_pos, head.media_type, record.content_length)
+
+
+def _body(record: WarcRecord, head: _Head, max_bytes: int) -> tuple[bytes, bool]:
+    """The decoded body, and whether it is whole. Raises PayloadError, and OSError for damaged data."""
+    raw = record.reader.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        raise PayloadError("too_large")
+    body, is_whole = decode_body(raw, head.header("transfer-encoding"), head.header("content-encoding"), max_bytes)
+    return body, is_whole and not _is_short(record)
+
+
+def _raise_storage_fault(error: OSError) -> None:
+    """fastwarc tells of damaged data by a bare OSError; any other error is the storage's, and not ours to judge."""
+    if type(error) is not OSError or error.errno is not None:
+        raise error
