@@ -1,335 +1,432 @@
-"""The hostile web on loopback: one server, a path for each ill, and the reason that a fetch of it must end with.
+"""A hostile web server on loopback: one path per ill, each with the reasons that a download of it may end with.
 
-    with serve_hostile() as web:
-        web.url("drip")            # http://127.0.0.1:PORT/drip
-        for name, ill in ILLS.items(): ...
+Raw sockets, so that an answer can be as wrong as it likes. It lives on 127.0.0.77, which a client is told to allow
+(ALLOW): every other loopback address is then as forbidden as in the wild. A canary on 127.0.0.1 counts who connects
+all the same. A name server of its own answers for *.test.
 
-Raw sockets, since no HTTP library would send most of it. The server runs in a thread of the test's own process.
+    with hostile_server() as server:
+        server.url("drip"), ILLS["drip"]
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import socket
 import ssl
 import struct
 import threading
-import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from urllib.parse import quote, unquote
 
-import brotli
+import trustme
 
-JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * 8 + b"\xff\xd9"  # looks like one from outside; it is none
-HTML = b"<!doctype html><title>Not found</title><p>This is no image."
-MEBIBYTE = bytes(1 << 20)
+from tests.servers import hostile_bodies as bodies
+from tests.servers.hostile_names import HostileNames
 
-Writer = asyncio.StreamWriter
-Serve = Callable[[Writer], Awaitable[None]]
+HOST = "127.0.0.77"
+CANARY = "127.0.0.1"
+ALLOW = f"{HOST}/32"
 
+OK = "ok"
+ILLS: dict[str, frozenset[str]] = {}
 
-@dataclass(frozen=True)
-class Ill:
-    """One ill. reason: how a fetch of it ends; "ok" where its bytes are for the next layer to judge."""
-
-    reason: str
-    serve: Serve
-    max_requests: int = 1  # for one attempt, redirects included
-    body: bytes | None = None  # what is fetched, where that succeeds
+Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Ill = Callable[["HostileServer", Writer], Awaitable[None]]
+_ANSWERS: dict[str, Ill] = {}
 
 
 @dataclass
-class HostileWeb:
-    """Where the server listens, and how often each path was asked for."""
+class HostileServer:
+    """Where each ill lies, how often each was asked for, and how often the canary's address was connected to."""
 
-    host: str
-    port: int
-    scheme: str = "http"
+    port: int = 0
+    tls_port: int = 0
+    closed_port: int = 0
+    dns: str = ""
+    ca_file: str = ""
     requests: Counter[str] = field(default_factory=Counter)
-    heads: list[str] = field(default_factory=list)
+    num_canary: int = 0
 
-    def url(self, path: str, host: str | None = None) -> str:
-        """The address of an ill, or of `status/503?Retry_After=1`."""
-        return f"{self.scheme}://{host or self.host}:{self.port}/{path}"
+    @property
+    def base(self) -> str:
+        """Scheme, host and port of the plain server."""
+        return f"http://{HOST}:{self.port}"
 
-    def redirect_to(self, url: str) -> str:
-        """An address that redirects to any url."""
-        return self.url(f"redirect?to={quote(url, safe='')}")
-
-
-def head(status: str = "200 OK", **headers: object) -> bytes:
-    """The head of an answer; underscores in names become hyphens."""
-    lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    def url(self, ill: str) -> str:
+        """Where an ill is met."""
+        if ill in _ELSEWHERE:
+            return _ELSEWHERE[ill].format(host=HOST, port=self.port, tls_port=self.tls_port, closed=self.closed_port)
+        return f"{self.base}/{ill}"
 
 
-def whole(body: bytes, status: str = "200 OK", **headers: object) -> bytes:
-    """A well-formed answer."""
-    return head(status, **{"Content_Type": "image/jpeg", **headers, "Content_Length": len(body)}) + body
+# Ills that are met by a url of their own.
+_ELSEWHERE: dict[str, str] = {}
 
 
-def says(data: bytes, closes: bool = False) -> Serve:
-    """Send these bytes."""
+def _elsewhere(name: str, url: str, *reasons: str) -> None:
+    _ELSEWHERE[name] = url
+    ILLS[name] = frozenset(reasons)
 
-    async def serve(writer: Writer) -> None:
+
+_elsewhere("refused", "http://{host}:{closed}/", "connect")
+_elsewhere("no_such_name", "http://nowhere.test:{port}/fine", "dns")
+_elsewhere("name_server_fails", "http://servfail.test:{port}/fine", "dns")
+_elsewhere("name_server_silent", "http://silent.test:{port}/fine", "dns")
+_elsewhere("name_server_lies", "http://garbage.test:{port}/fine", "dns")
+_elsewhere("name_without_address", "http://empty.test:{port}/fine", "dns")
+_elsewhere("name_of_loopback", "http://loopback.test:{port}/fine", "blocked_address")
+_elsewhere("name_of_metadata", "http://metadata.test:{port}/fine", "blocked_address")
+_elsewhere("name_of_mapped_loopback", "http://mapped.test:{port}/fine", "blocked_address")
+_elsewhere("name_of_both", "http://both.test:{port}/fine", OK, "blocked_address")
+_elsewhere("tls_on_plain_port", "https://{host}:{port}/fine", "tls")
+_elsewhere("tls_wrong_certificate", "https://{host}:{tls_port}/fine", "tls")
+_elsewhere("plain_on_tls_port", "http://{host}:{tls_port}/fine", "bad_response", "reset")
+_elsewhere("literal_loopback", "http://127.0.0.1:{port}/fine", "blocked_address")
+_elsewhere("literal_hexadecimal", "http://0x7f000001:{port}/fine", "blocked_address")
+_elsewhere("literal_zero", "http://0.0.0.0:{port}/fine", "blocked_address")
+_elsewhere("literal_ipv6_loopback", "http://[::1]:{port}/fine", "blocked_address")
+_elsewhere("mail_port", "http://{host}:25/", "blocked_port")
+_elsewhere("file_url", "file:///etc/hostname", "blocked_scheme")
+_elsewhere("bad_url", "http://exa mple:99999999/", "bad_url")
+
+
+def _ill(*reasons: str) -> Callable[[Ill], Ill]:
+    def enter(answer: Ill) -> Ill:
+        name = answer.__name__.lstrip("_")
+        ILLS[name] = frozenset(reasons)
+        _ANSWERS[name] = answer
+        return answer
+
+    return enter
+
+
+def _canned(name: str, data: bytes, *reasons: str) -> None:
+    """An ill that is a fixed answer, after which the server closes."""
+
+    async def answer(server: HostileServer, writer: Writer) -> None:
         writer.write(data)
         await writer.drain()
-        if closes:
-            writer.close()
 
-    return serve
-
-
-def says_lazily(make: Callable[[], bytes]) -> Serve:
-    """Send what is made at the first request."""
-
-    async def serve(writer: Writer) -> None:
-        await says(make())(writer)
-
-    return serve
+    ILLS[name] = frozenset(reasons)
+    _ANSWERS[name] = answer
 
 
-def repeats(start: bytes, piece: bytes, pause_s: float = 0.0, times: int | None = None) -> Serve:
-    """Send `start`, then `piece` again and again."""
-
-    async def serve(writer: Writer) -> None:
-        writer.write(start)
-        for _ in itertools.count() if times is None else range(times):
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(pause_s)
-
-    return serve
-
-
-def resets(start: bytes) -> Serve:
-    """Send `start`, then break the connection off as a crashed host does (RST instead of FIN)."""
-
-    async def serve(writer: Writer) -> None:
-        writer.write(start)
+def _redirect(name: str, location: str, *reasons: str) -> None:
+    async def answer(server: HostileServer, writer: Writer) -> None:
+        target = location.format(host=HOST, port=server.port)
+        writer.write(f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n".encode())
         await writer.drain()
-        await asyncio.sleep(0.05)
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.transport.abort()
 
-    return serve
+    ILLS[name] = frozenset(reasons)
+    _ANSWERS[name] = answer
 
 
-async def says_nothing(writer: Writer) -> None:
-    """Accept, and never answer."""
+def _response(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body) if length is None else length}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+JPEG, JPEG_HEADER = bodies.jpeg(), "Content-Type: image/jpeg"
+
+# Odd, and right all the same.
+_canned("fine", _response(JPEG, JPEG_HEADER), OK)
+_canned("http_1_0", b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + JPEG, OK)
+_canned("no_reason_phrase", b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n" % len(JPEG) + JPEG, OK)
+_canned("bare_newlines", b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % len(JPEG) + JPEG, OK, "bad_response")
+_canned("header_bytes", _response(JPEG, "X-Odd: \u00e9\u00ff"), OK)
+for _name, _coded in bodies.encoded(JPEG).items():
+    _canned(_name, _response(_coded, f"Content-Encoding: {_name.partition('_')[2].replace('_', ', ')}"), OK)
+_canned("deflate_without_header", _response(bodies.raw_deflate(JPEG), "Content-Encoding: deflate"), OK)
+_canned("gzip_members", _response(bodies.gzip_members(JPEG), "Content-Encoding: gzip"), OK)
+_canned("early_hint", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + _response(JPEG), OK)
+_canned("chunked", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + bodies.chunked(JPEG), OK)
+_redirect("redirect", "fine", OK)
+
+# Statuses.
+_canned("status_204", b"HTTP/1.1 204 No Content\r\n\r\n", "http_204")
+_canned("status_206", _response(JPEG[:100], "Content-Range: bytes 0-99/1000", status="206 Partial"), "http_206")
+_canned("status_304", b"HTTP/1.1 304 Not Modified\r\n\r\n", "http_304")
+_canned("status_404", _response(b"gone", status="404 Not Found"), "http_404")
+_canned("status_500", _response(b"oh", status="500 Oh"), "http_500")
+_canned("status_600", _response(JPEG, status="600 What"), "http_600", "bad_response")
+_canned("switching", b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x05hello",
+        "bad_response", "http_101")  # fmt: skip
+_canned("not_modified_with_body", _response(JPEG, status="304 Not Modified"), "http_304")
+
+# Bodies.
+_canned("empty", _response(b""), "empty")
+_canned("html", _response(b"<!doctype html><p>Not found</p>", JPEG_HEADER), "not_image")
+_canned("too_many_pixels", _response(bodies.png_of_zeros(30_000), "Content-Type: image/png"), "too_many_pixels")
+_canned("announces_too_much", _response(JPEG, length=10**12), "too_large")
+_canned("shorter_than_announced", _response(JPEG[:300], length=len(JPEG)), "wrong_length")
+_canned("longer_than_announced", _response(JPEG + b"HTTP/1.1 200 OK\r\n\r\n" * 9, length=len(JPEG)), OK)
+_canned("half_chunk", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + bodies.chunked(JPEG)[:200],
+        "reset", "wrong_length")  # fmt: skip
+_canned(
+    "chunked_garbage", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n" + JPEG, "bad_response"
+)
+_canned("chunk_of_2_to_the_80", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"F" * 20 + b"\r\n",
+        "bad_response")  # fmt: skip
+_canned("two_lengths", _response(JPEG, "Content-Length: 10"), "bad_response")
+_canned("negative_length", _response(JPEG, length=-1), "bad_response")
+_canned("gzip_broken", _response(bodies.damaged_gzip(JPEG), "Content-Encoding: gzip"), "bad_encoding")
+_canned("gzip_cut", _response(bodies.encoded(JPEG)["coded_gzip"][:-20], "Content-Encoding: gzip"), "bad_encoding")
+_canned("gzip_in_name_only", _response(JPEG, "Content-Encoding: gzip"), "bad_encoding")
+_canned("encoded_ten_times", _response(JPEG, "Content-Encoding: " + ", ".join(["gzip"] * 10)), "bad_encoding")
+_canned("encoding_unknown", _response(JPEG, "Content-Encoding: zstd"), "bad_encoding")
+_canned("gzip_bomb", _response(bodies.gzip_bomb(), "Content-Encoding: gzip"), "too_large")
+_canned("gzip_bomb_of_members", _response(bodies.gzip_bomb_of_members(), "Content-Encoding: gzip"), "too_large")
+_canned("gzip_bomb_in_gzip", _response(bodies.nested_bomb(), "Content-Encoding: gzip, gzip"), "too_large")
+_canned("brotli_bomb", _response(bodies.brotli_bomb(), "Content-Encoding: br"), "too_large")
+
+# Heads.
+_canned("not_http", b"220 mail.example ESMTP\r\n" * 3, "bad_response")
+_canned("no_head", JPEG, "bad_response")
+_canned("head_cut", b"HTTP/1.1 200 OK\r\nContent-Ty", "reset", "bad_response")
+_canned("nothing", b"", "reset")
+_canned("header_of_10_mb", _response(JPEG, "X-Long: " + "x" * 10_000_000), "headers_too_large")
+_canned("headers_of_10_mb", _response(JPEG, *(f"X-{number}: {'y' * 90}" for number in range(100_000))),
+        "headers_too_large")  # fmt: skip
+_canned("status_line_of_10_mb", _response(JPEG, status="200 " + "O" * 10_000_000), "headers_too_large")
+_canned("header_with_nul", _response(JPEG, "X-Odd: a\x00b"), "bad_response")
+
+# Redirects.
+_redirect("redirect_to_itself", "/redirect_to_itself", "too_many_redirects")
+_redirect("redirect_ping", "/redirect_pong", "too_many_redirects")
+_redirect("redirect_pong", "/redirect_ping", "too_many_redirects")
+_redirect("redirect_to_loopback", "http://127.0.0.1:{port}/fine", "blocked_address")
+_redirect("redirect_to_hexadecimal", "http://0x7f000001:{port}/fine", "blocked_address")
+_redirect("redirect_to_one_number", "http://2130706433:{port}/fine", "blocked_address")
+_redirect("redirect_to_short_form", "http://127.1:{port}/fine", "blocked_address")
+_redirect("redirect_to_zero", "http://0.0.0.0:{port}/fine", "blocked_address")
+_redirect("redirect_to_ipv6_loopback", "http://[::1]:{port}/fine", "blocked_address")
+_redirect("redirect_to_mapped", "http://[::ffff:127.0.0.1]:{port}/fine", "blocked_address")
+_redirect("redirect_to_nat64", "http://[64:ff9b::7f00:1]:{port}/fine", "blocked_address")
+_redirect("redirect_to_6to4", "http://[2002:7f00:1::]:{port}/fine", "blocked_address")
+_redirect("redirect_to_metadata", "http://169.254.169.254/latest/meta-data/", "blocked_address")
+_redirect("redirect_to_private", "http://10.0.0.1/", "blocked_address")
+_redirect("redirect_to_shared", "http://100.64.0.1/", "blocked_address")
+_redirect("redirect_to_name_of_loopback", "http://loopback.test:{port}/fine", "blocked_address")
+_redirect("redirect_to_file", "file:///etc/passwd", "blocked_scheme")
+_redirect("redirect_to_ftp", "ftp://{host}/a.jpg", "blocked_scheme")
+_redirect("redirect_to_mail_port", "http://{host}:25/", "blocked_port")
+_redirect("redirect_to_rubbish", "http://[nonsense/", "bad_redirect")
+_redirect("redirect_with_password", "http://me:secret@{host}:{port}/fine", "bad_redirect")
+_canned("redirect_without_target", _response(b"", status="302 Found"), "bad_redirect")
+_canned("redirect_with_body", _response(b"x", "Location: /fine", status="302 Found", length=10**12), OK)
+
+# Limits that a server sets.
+_canned("limited_for_an_hour", _response(b"", "Retry-After: 3600", status="429 Slow"), "rate_limited")
+_canned("unavailable_for_an_hour", _response(b"", "Retry-After: 3600", status="503 Later"), "rate_limited")
+_canned("unavailable_till_2200", _response(b"", "Retry-After: Fri, 31 Dec 2200 23:59:59 GMT", status="503 Later"),
+        "rate_limited")  # fmt: skip
+_canned("limited_for_ever", _response(b"", status="429 Slow"), "http_429", "rate_limited")
+_canned("unavailable_till_whenever", _response(b"", "Retry-After: -\x80whenever", status="503 Later"), "http_503")
+
+
+@_ill("timeout")
+async def _silent(server: HostileServer, writer: Writer) -> None:
     await asyncio.sleep(3600)
 
 
-@cache
-def zeros_deflated(num_mebibytes: int) -> bytes:
-    """A raw deflate stream of zeros, a thousandth of their size, made in no time: blocks repeat after a full flush."""
-    stream = zlib.compressobj(9, wbits=-15)
-    first = stream.compress(MEBIBYTE) + stream.flush(zlib.Z_FULL_FLUSH)
-    block = stream.compress(MEBIBYTE) + stream.flush(zlib.Z_FULL_FLUSH)
-    return first + block * (num_mebibytes - 1) + stream.flush()
+@_ill("timeout")
+async def _slow_head(server: HostileServer, writer: Writer) -> None:
+    for byte in _response(JPEG):
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.2)
 
 
-@cache
-def gzip_bomb() -> bytes:
-    """1 GiB of zeros as 1 MiB of gzip; its checksum is wrong, and whoever comes that far has lost already."""
-    return zlib.compressobj(9, wbits=31).flush()[:10] + zeros_deflated(1024) + bytes(8)
+@_ill("timeout")
+async def _drip(server: HostileServer, writer: Writer) -> None:
+    writer.write(_response(b"", length=1_000_000))
+    while True:
+        writer.write(b"\xff")
+        await _flush(writer)
+        await asyncio.sleep(0.05)
 
 
-@cache
-def nested_bomb() -> bytes:
-    """The same, compressed once more: 1 GiB from some kilobytes."""
-    return _gzip(gzip_bomb())
+@_ill("too_large", "timeout")
+async def _endless_body(server: HostileServer, writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await _pour(writer, b"x" * 65_536)
 
 
-@cache
-def huge_png(side: int = 30_000) -> bytes:
-    """A valid black RGB PNG of 30,000 x 30,000 pixels, 2.6 MB as a file and 2.7 GB decoded."""
-    num_bytes = side * (1 + 3 * side)
-    stream = zlib.compressobj(9, wbits=-15)
-    rest = stream.compress(bytes(num_bytes % len(MEBIBYTE))) + stream.flush()
-    blocks = num_bytes // len(MEBIBYTE)
-    full = zlib.compressobj(9, wbits=-15)
-    full_block = full.compress(MEBIBYTE) + full.flush(zlib.Z_FULL_FLUSH)
-    # Adler-32 of n zeros: a stays 1, so b is n.
-    data = b"\x78\xda" + full_block * blocks + rest + struct.pack(">I", (num_bytes % 65521) << 16 | 1)
-    size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunks = [_chunk(b"IHDR", size), _chunk(b"IDAT", data), _chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+@_ill("too_large", "timeout")
+async def _endless_chunks(server: HostileServer, writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await _pour(writer, b"8000\r\n" + b"x" * 32_768 + b"\r\n")
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+@_ill("headers_too_large", "timeout")
+async def _endless_head(server: HostileServer, writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    await _pour(writer, b"X-More: of the same\r\n" * 1000)
 
 
-def _gzip(data: bytes) -> bytes:
-    stream = zlib.compressobj(6, wbits=31)
-    return stream.compress(data) + stream.flush()
+@_ill("headers_too_large", "bad_response", "timeout")
+async def _endless_interim(server: HostileServer, writer: Writer) -> None:
+    await _pour(writer, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
 
 
-def _coded(body: bytes, encoding: str) -> Serve:
-    return says(whole(body, Content_Encoding=encoding))
+@_ill("headers_too_large", "bad_response", "timeout")
+async def _slow_interim(server: HostileServer, writer: Writer) -> None:
+    while True:
+        writer.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        await _flush(writer)
+        await asyncio.sleep(0.02)
 
 
-def _chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
-    return head(Transfer_Encoding="chunked") + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + end
+@_ill("headers_too_large", "timeout")
+async def _endless_trailer(server: HostileServer, writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+    await _pour(writer, b"X-More: of the same\r\n" * 1000)
 
 
-_OPEN = head(Content_Type="image/jpeg", Connection="close")
-_LONG = head(Content_Type="image/jpeg", Content_Length=100_000)
-_CHUNKS = head(Transfer_Encoding="chunked")
-_STATUS = b"HTTP/1.1 200 OK\r\n"
+@_ill("bad_response", "headers_too_large", "timeout", "too_large")
+async def _endless_chunk_extension(server: HostileServer, writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    await _pour(writer, b"x" * 65_536)
 
-ILLS: Mapping[str, Ill] = {
-    # Time.
-    "silent": Ill("timeout", says_nothing),
-    "drip": Ill("timeout", repeats(_LONG, b"x", 0.05)),
-    "drip_head": Ill("timeout", repeats(_STATUS, b"x", 0.05)),
-    "drip_chunks": Ill("timeout", repeats(_CHUNKS, b"1\r\nx\r\n", 0.05)),
-    "drip_interim": Ill("timeout", repeats(b"", head("102 Processing"), 0.05)),
-    "stalled_body": Ill("timeout", repeats(_LONG + JPEG, b"", 0.5)),
-    # Bytes.
-    "endless": Ill("too_large", repeats(_OPEN, MEBIBYTE)),
-    "endless_chunks": Ill("too_large", repeats(_CHUNKS, b"100000\r\n" + MEBIBYTE + b"\r\n")),
-    "announced_huge": Ill("too_large", repeats(head(Content_Length=10**12), MEBIBYTE)),
-    "gzip_bomb": Ill("too_large", says_lazily(lambda: whole(gzip_bomb(), Content_Encoding="gzip"))),
-    "nested_bomb": Ill("too_large", says_lazily(lambda: whole(nested_bomb(), Content_Encoding="gzip, gzip"))),
-    "deflate_bomb": Ill("too_large", says_lazily(lambda: whole(zeros_deflated(1024), Content_Encoding="deflate"))),
-    "brotli_bomb": Ill(
-        "too_large", says_lazily(lambda: whole(brotli.compress(bytes(64 << 20), quality=1), Content_Encoding="br"))
-    ),
-    "big_header": Ill("headers_too_large", repeats(_STATUS + b"X-Filler: ", b"x" * 100_000, times=100)),
-    "many_headers": Ill("headers_too_large", repeats(_STATUS, b"X-Filler: %s\r\n" % (b"x" * 50) * 1_000, times=160)),
-    "tiny_headers": Ill("headers_too_large", repeats(_STATUS, b"a:\r\n" * 10_000, times=250)),
-    "big_status_line": Ill("headers_too_large", repeats(b"HTTP/1.1 200 ", b"x" * 100_000, times=100)),
-    "interim_flood": Ill("headers_too_large", repeats(b"", head("102 Processing") * 1_000)),
-    "trailer_flood": Ill("bad_response", repeats(_CHUNKS + b"0\r\n", b"X-Trailer: x\r\n" * 10_000)),
-    "chunk_extension_flood": Ill("too_large", repeats(_CHUNKS + b"5;", b"x" * 100_000)),
-    "tiny_chunks": Ill("too_large", repeats(_CHUNKS, b"1;%s\r\nx\r\n" % (b"x" * 1_000) * 100)),
-    "flood_after_answer": Ill("ok", repeats(whole(JPEG), whole(JPEG) * 500), body=JPEG),
-    # Framing.
-    "short": Ill("wrong_length", says(head(Content_Length=len(JPEG) + 100) + JPEG, closes=True)),
-    "long": Ill("ok", says(head(Content_Length=len(JPEG) - 100) + JPEG), body=JPEG[:-100]),
-    "negative_length": Ill("bad_response", says(head(Content_Length=-5) + JPEG, closes=True)),
-    "two_lengths": Ill(
-        "bad_response", says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + JPEG)
-    ),
-    "length_and_chunks": Ill("bad_response", says(head(Content_Length=5, Transfer_Encoding="chunked") + JPEG)),
-    "bad_chunks": Ill("bad_response", says(_CHUNKS + b"5\r\nhello\r\nthis is no chunk\r\n")),
-    "cut_chunks": Ill("reset", says(_CHUNKS + b"ffff\r\nhello", closes=True)),
-    "reset_in_body": Ill("reset", resets(_LONG + JPEG)),
-    "reset_in_head": Ill("reset", resets(_STATUS + b"Content-Ty")),
-    "reset_at_once": Ill("reset", resets(b"")),
-    "closes_at_once": Ill("reset", says(b"", closes=True)),
-    "not_http": Ill("bad_response", says(b"SSH-2.0-OpenSSH_9.2\r\n", closes=True)),
-    "noise": Ill("bad_response", says(bytes(range(256)) * 4, closes=True)),
-    "nul_in_header": Ill("bad_response", says(b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 1\r\n\r\nx")),
-    "http_0_9": Ill("bad_response", says(HTML, closes=True)),
-    # Old and odd, but right.
-    "ok": Ill("ok", says(whole(JPEG)), body=JPEG),
-    "http_1_0": Ill("ok", says(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n" + JPEG, closes=True), body=JPEG),
-    "no_reason": Ill("ok", says(b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n" % len(JPEG) + JPEG), body=JPEG),
-    "bare_newlines": Ill("ok", says(b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % len(JPEG) + JPEG), body=JPEG),
-    "interim": Ill("ok", says(head("100 Continue") + head("103 Early Hints", Link="</a>") + whole(JPEG)), body=JPEG),
-    "chunked": Ill("ok", says(_chunked(JPEG[:1000], JPEG[1000:])), body=JPEG),
-    "empty": Ill("ok", says(whole(b"")), body=b""),
-    "gzip": Ill("ok", _coded(_gzip(JPEG), "gzip"), body=JPEG),
-    "gzip_members": Ill("ok", _coded(_gzip(JPEG[:700]) + _gzip(JPEG[700:]) + b"\0" * 9, "x-gzip"), body=JPEG),
-    "deflate": Ill("ok", _coded(zlib.compress(JPEG), "deflate"), body=JPEG),
-    "bare_deflate": Ill("ok", _coded(zlib.compress(JPEG)[2:-4], "deflate"), body=JPEG),
-    "brotli": Ill("ok", _coded(brotli.compress(JPEG), "br"), body=JPEG),
-    "brotli_in_gzip": Ill("ok", _coded(_gzip(brotli.compress(JPEG)), "br, gzip"), body=JPEG),
-    "no_encoding": Ill("ok", _coded(JPEG, "none"), body=JPEG),
-    # Encodings.
-    "not_gzip": Ill("bad_encoding", _coded(JPEG, "gzip")),
-    "cut_gzip": Ill("bad_encoding", _coded(_gzip(JPEG)[:-20], "gzip")),
-    "cut_brotli": Ill("bad_encoding", _coded(brotli.compress(JPEG)[:-5], "br")),
-    "not_deflate": Ill("bad_encoding", _coded(b"\xff" * 500, "deflate")),
-    "three_encodings": Ill("bad_encoding", _coded(_gzip(_gzip(_gzip(JPEG))), "gzip, gzip, gzip")),
-    "unknown_encoding": Ill("bad_encoding", _coded(JPEG, "zstd")),
-    # Statuses.
-    "no_content": Ill("http_204", says(head("204 No Content"))),
-    "partial": Ill("http_206", says(whole(JPEG, "206 Partial Content", Content_Range="bytes 0-9/99"))),
-    "not_modified": Ill("http_304", says(head("304 Not Modified"))),
-    "upgrade": Ill("http_101", says(head("101 Switching Protocols", Upgrade="websocket", Connection="Upgrade") + JPEG)),
-    "not_found_drip": Ill("http_404", repeats(head("404 Not Found", Content_Length=5_000), b"x", 0.05)),
-    "status_999": Ill("http_999", says(whole(HTML, "999 Request denied"))),
-    # Redirects.
-    "loop": Ill("too_many_redirects", says(whole(b"", "302 Found", Location="/loop"))),
-    "loop_of_two": Ill("too_many_redirects", says(whole(b"", "301 Moved", Location="/loop_back")), max_requests=2),
-    "loop_back": Ill("too_many_redirects", says(whole(b"", "307 Temporary Redirect", Location="loop_of_two")), 2),
-    "no_location": Ill("bad_redirect", says(whole(b"", "302 Found"))),
-    "bad_location": Ill("bad_redirect", says(whole(b"", "302 Found", Location="http://[half"))),
-    "to_file": Ill("blocked_scheme", says(whole(b"", "302 Found", Location="file:///etc/passwd"))),
-    "to_ftp": Ill("blocked_scheme", says(whole(b"", "302 Found", Location="ftp://127.0.0.1/a.jpg"))),
-    "to_data": Ill(
-        "blocked_scheme", says(whole(b"", "302 Found", Location="data:image/gif;base64,R0lGODlhAQABAAAAACw="))
-    ),
-    "to_mail_port": Ill("blocked_port", says(whole(b"", "302 Found", Location="http://127.0.0.1:25/"))),
-    "to_metadata": Ill("blocked_address", says(whole(b"", "302 Found", Location="http://169.254.169.254/latest/"))),
-    "to_private": Ill("blocked_address", says(whole(b"", "302 Found", Location="http://10.0.0.1/secret.jpg"))),
-    "to_ipv6_loopback": Ill("blocked_address", says(whole(b"", "302 Found", Location="http://[::1]:8080/"))),
-    # For the image layer.
-    "html_as_jpeg": Ill("ok", says(whole(HTML)), body=HTML),
-    "huge_png": Ill("ok", says_lazily(lambda: whole(huge_png(), Content_Type="image/png"))),
-}
+
+@_ill("too_large", "timeout", "bad_encoding")
+async def _endless_nothing(server: HostileServer, writer: Writer) -> None:
+    """Empty gzip members for ever: bytes arrive, and none comes out."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n")
+    await _pour(writer, bodies.EMPTY_GZIP * 3000)
+
+
+@_ill("reset")
+async def _reset_at_once(server: HostileServer, writer: Writer) -> None:
+    _reset(writer)
+
+
+@_ill("reset")
+async def _reset_in_body(server: HostileServer, writer: Writer) -> None:
+    writer.write(_response(JPEG[:300], length=len(JPEG)))
+    await writer.drain()
+    await asyncio.sleep(0.05)
+    _reset(writer)
+
+
+@_ill("timeout", "too_many_redirects")
+async def _slow_redirects(server: HostileServer, writer: Writer) -> None:
+    """Each hop is in time; all of them together are not."""
+    await asyncio.sleep(0.4)
+    number = server.requests["slow_redirects"]
+    writer.write(_response(b"", f"Location: /slow_redirects?{number}", status="302 Found"))
+
+
+@_ill("too_many_redirects")
+async def _redirect_for_ever(server: HostileServer, writer: Writer) -> None:
+    number = server.requests["redirect_for_ever"]
+    writer.write(_response(b"", f"Location: /redirect_for_ever?{number}", status="302 Found"))
+
+
+@_ill(OK)
+async def _limited_for_a_moment(server: HostileServer, writer: Writer) -> None:
+    is_first = server.requests["limited_for_a_moment"] % 2 == 1
+    writer.write(_response(b"", "Retry-After: 1", status="429 Slow") if is_first else _response(JPEG))
+
+
+@_ill(OK)
+async def _broken_every_second_time(server: HostileServer, writer: Writer) -> None:
+    if server.requests["broken_every_second_time"] % 2 == 1:
+        _reset(writer)
+    else:
+        writer.write(_response(JPEG))
+
+
+def _reset(writer: Writer) -> None:
+    """Close by RST, as a dying server does."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def _flush(writer: Writer) -> None:
+    await writer.drain()
+    if writer.is_closing():
+        raise ConnectionResetError
+
+
+async def _pour(writer: Writer, data: bytes) -> None:
+    while True:
+        writer.write(data)
+        await _flush(writer)
+        await asyncio.sleep(0)
 
 
 @contextmanager
-def serve_hostile(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[HostileWeb]:
-    """Serve every ill on a free port until the block ends."""
+def hostile_server() -> Iterator[HostileServer]:
+    """Serve every ill from a thread until the block ends."""
+    server = HostileServer()
     loop = asyncio.new_event_loop()
-    web = HostileWeb(host, 0, "https" if tls else "http")
-    started = threading.Event()
+    loop.set_exception_handler(lambda *_: None)  # torn connections are the point
+    authority = trustme.CA()
+    stop = asyncio.Event()
+    is_up = threading.Event()
 
     async def main() -> None:
-        server = await asyncio.start_server(lambda reader, writer: _converse(web, reader, writer), host, 0, ssl=tls)
-        web.port = server.sockets[0].getsockname()[1]
-        started.set()
-        async with server:
+        async with contextlib.AsyncExitStack() as stack:
+            await _start(server, authority, stack)
+            is_up.set()
             await stop.wait()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
 
-    stop = asyncio.Event()
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),), daemon=True)
     thread.start()
-    started.wait()
     try:
-        yield web
+        with authority.cert_pem.tempfile() as ca_file:
+            assert is_up.wait(10), "the hostile server does not start: are loopback addresses beyond 127.0.0.1 there?"
+            server.ca_file = ca_file
+            yield server
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join()
+        thread.join(10)
         loop.close()
 
 
-async def _converse(web: HostileWeb, reader: asyncio.StreamReader, writer: Writer) -> None:
-    with suppress(ConnectionError, asyncio.CancelledError, asyncio.IncompleteReadError):
-        async for request in _requests(reader):
-            path = request.split(" ", 2)[1].lstrip("/")
-            web.requests[path] += 1
-            web.heads.append(request)
-            await _serve_of(path)(writer)
-            if writer.is_closing():
-                break
-    writer.close()
+async def _start(server: HostileServer, authority: trustme.CA, stack: contextlib.AsyncExitStack) -> None:
+    async def serve(reader: Reader, writer: Writer) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            target = head.split(b" ", 2)[1].decode("latin-1")
+            name = target.lstrip("/").partition("?")[0]
+            server.requests[name] += 1
+            await _ANSWERS.get(name, _ANSWERS["status_404"])(server, writer)
+            await writer.drain()
+        # With unread bytes of a pipelined request a close would become a reset.
+        with contextlib.suppress(OSError):
+            writer.close()
+
+    async def sing(reader: Reader, writer: Writer) -> None:
+        server.num_canary += 1
+        writer.close()
+
+    def listen(*words: object, **options: object) -> Awaitable[asyncio.Server]:
+        return stack.enter_async_context(_serving(*words, **options))
+
+    server.port = (await listen(serve, HOST)).sockets[0].getsockname()[1]
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("somebody-else.test").configure_cert(context)
+    server.tls_port = (await listen(serve, HOST, ssl=context)).sockets[0].getsockname()[1]
+    await listen(sing, CANARY, port=server.port)
+    with socket.socket() as unused:
+        unused.bind((HOST, 0))
+        server.closed_port = unused.getsockname()[1]
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(lambda: HostileNames(HOST, CANARY), local_addr=(HOST, 0))
+    stack.callback(transport.close)
+    server.dns = "{}:{}".format(*transport.get_extra_info("sockname"))
 
 
-async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[str]:
-    while True:
-        yield (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-
-
-def _serve_of(path: str) -> Serve:
-    if path.startswith("redirect?to="):
-        return says(whole(b"", "302 Found", Location=unquote(path.partition("=")[2])))
-    if path.startswith("status/"):
-        status, _, headers = path.removeprefix("status/").partition("?")
-        fields = dict(pair.split("=", 1) for pair in unquote(headers).split("&") if pair)
-        return says(whole(HTML, f"{status} Status", **fields))
-    ill = ILLS.get(path.partition("?")[0])
-    return ill.serve if ill else says(whole(HTML, "404 Not Found"))
+@contextlib.asynccontextmanager
+async def _serving(serve: Callable[[Reader, Writer], Awaitable[None]], host: str, port: int = 0, **options: object):
+    server = await asyncio.start_server(serve, host, port, backlog=1024, limit=1 << 16, **options)
+    try:
+        yield server
+    finally:
+        server.close()
