@@ -32,7 +32,7 @@ help: ## what there is
 setup: $(STAMP) ## make .venv with the tested set of versions (once, 1 to 2 minutes)
 
 $(STAMP):
-	@[ -n "$(PYTHON)" ] || { echo "no Python 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@[ -n "$(PYTHON)" ] && $(PYTHON) -c '' || { echo "no Python 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ -n "$(AS_ROOT)" ] && \
 		$(APT) update -qq && $(APT) install -y -qq python3-venv; } || \
 		{ echo "$(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
