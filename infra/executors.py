@@ -93,6 +93,8 @@ class _LocalRunning:
         job = self._jobs.popleft()
         try:
             return job, perform(self._step, job)
+        except UsageError:
+            raise  # the user's to mend; another try cannot help
         except Exception as error:  # noqa: BLE001 - whatever a shard raises, the run goes on and says so
             return job, Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
@@ -259,6 +261,8 @@ class _RayRunning:
             result: Counts | Failure = self._ray.get(ref)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, UsageError):
+                raise cause from None
             result = Failure(f"{type(cause).__name__}: {cause}", str(error))
         except errors.RayError as error:
             if getattr(error, "actor_init_failed", False):
