@@ -53,11 +53,12 @@ def index_dataset(
 def index_plan(source: Dataset, target: Dataset) -> list[str]:
     """What a run would do. Raises UsageError as `index_dataset` does."""
     refuse(source)
-    jobs = Indexing(source, target).plan()
+    sizes = source.storage.sizes()
+    tars = [source.tar(shard) for shard in source.tars()]
     num_done = len(target.ledger.done(INDEXING))
-    num_bytes = sum(job.payload["tar"] for job in jobs)
+    num_bytes = sum(sizes[tar] for tar in tars)
     return [
-        f"index: {len(jobs):,} tars of {num_bytes / 1e9:,.2f} GB, {num_done:,} done before; "
+        f"index: {len(tars):,} tars of {num_bytes / 1e9:,.2f} GB, {num_done:,} done before; "
         f"headers, texts and json are read, images passed over",
         f"written: {target.storage.file_url('index')}, sizes.json; about 80 bytes a sample",
     ]
@@ -102,14 +103,14 @@ class Indexing:
         return {}
 
     def inputs(self, job: Job) -> Any:
-        """Bytes of the tar and of the table beside it: reading every tar to plan would cost as much as the work."""
+        """Stamps of the tar and of the table beside it: reading every tar to plan would cost as much as the work."""
         return job.payload
 
     def plan(self) -> Sequence[Job]:
         """A job for each tar of the folder."""
-        sizes = self.source.storage.sizes()
+        stamps = self.source.storage.stamps()
         return [
-            Job(shard, {"tar": sizes[self.source.tar(shard)], "table": sizes.get(self.source.table(shard))})
+            Job(shard, {"tar": stamps[self.source.tar(shard)], "table": stamps.get(self.source.table(shard))})
             for shard in self.source.tars()
         ]
 

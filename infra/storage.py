@@ -124,10 +124,21 @@ class Storage:
 
     def sizes(self) -> dict[str, int]:
         """Every published file below the root and its bytes, sorted by name: one listing instead of a question each."""
+        return {name: int(entry["size"]) for name, entry in self._entries().items()}
+
+    def stamps(self) -> dict[str, str]:
+        """Every published file and a word that changes when it is written anew: bytes, with the time or the ETag."""
+        return {
+            name: f"{entry['size']}-{entry.get('ETag') or entry.get('mtime') or ''}"
+            for name, entry in self._entries().items()
+        }
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
         root = self.path()
-        found = self.filesystem.find(root, detail=True)
-        names = {path[len(root) :].lstrip("/"): int(entry["size"]) for path, entry in found.items()}
-        return {name: names[name] for name in sorted(names) if not name.startswith(TEMPORARY)}
+        found = {
+            path[len(root) :].lstrip("/"): entry for path, entry in self.filesystem.find(root, detail=True).items()
+        }
+        return {name: found[name] for name in sorted(found) if not name.startswith(TEMPORARY)}
 
     def remove(self, name: str) -> None:
         """Remove a file; an absent one is no error, so that a killed removal can be run again."""

@@ -203,7 +203,7 @@ class Verify:
         stale: list[str] = []
         index = self._files.table(name, None, stale, INDEX_SCHEMA.names)
         stale += [what for what in check_shard(members, index, table, uniform=False) if what not in found]
-        mend = f"remove ledger/done/{INDEXING}/{shard}.json and {INDEX_MEND}"
+        mend = f"remove {name} and ledger/done/{INDEXING}/{shard}.json and {INDEX_MEND}"
         findings += [Finding(where, what, mend) for what in stale]
         return _Looked(findings, samples=samples, uids_in=name if index is not None else None)
 

@@ -119,6 +119,18 @@ def test_listings_are_sorted_and_show_what_was_just_published(place: str) -> Non
     assert set(storage.sizes().values()) == {2}
 
 
+def test_a_stamp_changes_when_a_file_is_written_anew(place: str) -> None:
+    storage = Storage(place)
+    storage.commit_bytes("a", b"one")
+    storage.commit_bytes("b", b"one")
+    before = storage.stamps()
+    time.sleep(0.02)  # a disk's clock ticks every 4 ms
+    storage.commit_bytes("b", b"two")
+    after = storage.stamps()
+    assert after["a"] == before["a"]
+    assert after["b"] != before["b"]
+
+
 def test_an_absent_file_is_told_apart(place: str) -> None:
     storage = Storage(place)
     storage.remove("absent")
