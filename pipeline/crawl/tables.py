@@ -11,7 +11,7 @@ pairs/NNNNN.parquet                the result: distinct pairs, by uid
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow as pa
 from infra.sample import UID_BYTES, pair_uid
 from infra.storage import Committed, Storage
 from infra.tables import write_table
-from pipeline.crawl.html import Page
+from pipeline.crawl.html import Candidate, Page
 
 FOUND = pa.schema(
     [
@@ -70,7 +70,7 @@ class Harvest:
     """What one job gathers from its pages. Written at its end, in a fixed order."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[Any, ...]] = []
+        self._found: list[tuple[Candidate, tuple[Any, ...]]] = []
         self.pages: list[dict[str, Any]] = []
         self.images: list[tuple[str, str, int]] = []
         self.tally: Counter[str] = Counter()
@@ -89,8 +89,7 @@ class Harvest:
         else:
             self.tally["pairs"] += len(page.candidates)
             for position, pair in enumerate(page.candidates):
-                row = (pair.url, pair.caption, url, pair.caption_from, pair.lang_hint, pair.licence)
-                self.found.append((pair_uid(pair.url, pair.caption), *row, warc_path, warc_offset, depth, position))
+                self._found.append((pair, (url, warc_path, warc_offset, depth, position)))
         self.pages.append(
             {
                 "url": url, "host": host, "depth": depth, "status": status, "title": page.title,
@@ -107,7 +106,7 @@ class Harvest:
 
     def write(self, storage: Storage, job: str) -> list[Committed]:
         """Publish found pairs, pages and, where there are any, images."""
-        found = pa.table(dict(_columns(sorted(self.found, key=_by_uid), FOUND)), schema=FOUND)
+        found = pa.table(dict(_columns(sorted(self._rows(), key=_by_uid), FOUND)), schema=FOUND)
         pages = sorted(self.pages, key=lambda row: (row["url"], row.get("warc_offset") or 0))
         files = [
             write_table(storage, f"crawl/found/{job}.parquet", found),
@@ -117,6 +116,14 @@ class Harvest:
             images = pa.table(dict(_columns(sorted(self.images), IMAGES)), schema=IMAGES)
             files.append(write_table(storage, f"crawl/images/{job}.parquet", images))
         return files
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        inside = {url for url, _, _ in self.images}
+        for pair, (page_url, *place) in self._found:
+            # Of one picture's addresses, one that lies in this archive: a browser has fetched just that.
+            url = next((url for url in (pair.url, *pair.others) if url in inside), pair.url)
+            row = (pair_uid(url, pair.caption), url, pair.caption, page_url)
+            yield (*row, pair.caption_from, pair.lang_hint, pair.licence, *place)
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> list[tuple[str, pa.Array]]:
