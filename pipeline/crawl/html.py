@@ -14,62 +14,25 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from selectolax.lexbor import LexborCSSSelector, LexborDocumentOptions, LexborHTMLParser, LexborNode, SelectolaxError
 
 from pipeline.crawl.charset import to_utf8
 from pipeline.crawl.guard import is_too_complex
+from pipeline.crawl.page import SOURCES, Candidate, Page
 from pipeline.crawl.picture import Attributes, addresses, has_data_url
 from pipeline.crawl.text import clean_lang, clean_text, element_text
 from pipeline.crawl.urls import Resolver, clean_url
 
 __all__ = ["SOURCES", "Candidate", "Page", "clean_url", "pair_image", "parse_page"]
 
-SOURCES = ("alt", "figcaption", "title")
 MAX_META_CHARS = 1_000
 MAX_METAS = 1_000
 _QUERY = "img,source,picture,figure,figcaption,noscript,base,meta,title,link,[lang],[rel~=license]"
 _QUERY_WITH_LINKS = f"{_QUERY},a[href],area[href]"
 _LANDMARKS = frozenset(("picture", "figure", "figcaption", "noscript"))
 _local = threading.local()
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An image with one text. `others`: further addresses of the same picture (srcset, src), best first."""
-
-    url: str
-    caption: str
-    caption_from: str
-    lang_hint: str | None = None
-    licence: str | None = None
-    others: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """What a page says. `fault`: why nothing was read of it (too_complex, parse_error), else None."""
-
-    candidates: list[Candidate] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)  # reason -> img tags without a candidate
-    links: list[str] = field(default_factory=list)  # absolute http(s), no fragment, distinct, in document order
-    num_nofollow: int = 0  # links left out for rel=nofollow
-    title: str | None = None
-    lang: str | None = None
-    meta_robots: tuple[tuple[str, str], ...] = ()  # every named meta: (name in lower case, content)
-    licence: str | None = None  # of the whole page: its first rel=license
-    canonical_url: str | None = None
-    num_img: int = 0
-    num_img_with_alt: int = 0
-    fault: str | None = None
-
-    @property
-    def nofollow(self) -> bool:
-        """Does the page ask every robot not to follow its links?"""
-        words = {word for name, content in self.meta_robots if name == "robots" for word in _words(content)}
-        return bool(words & {"nofollow", "none"})
 
 
 class _Place(NamedTuple):
@@ -285,10 +248,6 @@ class _Reader:
                 place = place._replace(is_noscript=True)
             self._places[element] = place
         return place._replace(lang=own) if own is not None else place
-
-
-def _words(content: str) -> list[str]:
-    return content.lower().replace(",", " ").split()
 
 
 def _selector() -> LexborCSSSelector:

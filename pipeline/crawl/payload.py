@@ -51,7 +51,7 @@ def decode_body(raw: bytes, transfer: str | None, encoding: str | None, max_byte
 
 def join_chunks(raw: bytes) -> tuple[bytes, bool]:
     """The body of a chunked message and whether its last chunk came; one that is not chunked stays as it is."""
-    parts = []
+    parts: list[bytes] = []
     at = 0
     while match := _CHUNK_SIZE.match(raw, at):
         size = int(match[1], 16)

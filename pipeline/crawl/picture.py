@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-MAX_ADDRESSES = 64  # of one picture
+MAX_ADDRESSES = 8  # of one picture
+MAX_ENTRIES = 64  # of one srcset
 MAX_SRCSET_CHARS = 1 << 16
 
 # Where scripts that load images late keep the address until then.
@@ -44,7 +45,7 @@ def parse_srcset(text: str) -> list[tuple[str, float, str]]:
         descriptor = _DESCRIPTOR.search(match[2] or "")
         number, unit = (float(descriptor[1]), descriptor[2]) if descriptor else (1.0, "x")
         entries.append((address, number, unit))
-        if len(entries) == MAX_ADDRESSES:
+        if len(entries) == MAX_ENTRIES:
             break
     return entries
 

@@ -49,10 +49,14 @@ class Resolver:
 
     def __call__(self, reference: str) -> str | None:
         """The absolute url, or None where the reference is no http(s) url or not a valid one."""
+        if "#" in reference:
+            reference = reference[: reference.index("#")]
         if len(reference) <= self._room:
             if _PLAIN_URL.fullmatch(reference):
                 return reference
             if self._parts is not None:
+                if reference.startswith("//") and _PLAIN_URL.fullmatch(url := f"{self._parts[0]}:{reference}"):
+                    return url
                 if _PLAIN_ABSOLUTE_PATH.fullmatch(reference):
                     return self._origin + reference
                 if _PLAIN_RELATIVE_PATH.fullmatch(reference):

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.crawl.html import MAX_META_CHARS, MAX_METAS, SOURCES, Candidate, Page, pair_image
+from pipeline.crawl.html import MAX_META_CHARS, MAX_METAS, pair_image
+from pipeline.crawl.page import SOURCES, Candidate, Page
 from pipeline.crawl.picture import addresses
 from pipeline.crawl.text import clean_lang, clean_text
 from pipeline.crawl.urls import Resolver
