@@ -55,7 +55,7 @@ def is_tuning(field: Any) -> bool:
 def fingerprint(*parts: Any) -> str:
     """32 hex digits that name a value: blake2b of its canonical JSON."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -64,7 +64,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; the shipped ones lie in pipeline/recipes/") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}; give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, not a {type(values).__name__}")
@@ -84,7 +86,10 @@ def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> dict[st
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise RecipeError(f"--set {setting}: {name} is a value, not a group")
-        place[leaf] = yaml.safe_load(text)
+        try:
+            place[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RecipeError(f"--set {setting}: its value is not YAML; put it in quotes") from None
     return result
 
 

@@ -31,6 +31,8 @@ class Registry(Mapping[str, Any]):
             close = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self._entries)}"
             raise UsageError(f"no {self.kind} named {name}; {hint} From outside: my_package.module:Name")
+        if not all(part.isidentifier() for part in [*module.split("."), attribute]):
+            raise UsageError(f"{self.kind} {name}: write it as my_package.my_module:Name")
         try:
             return getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
