@@ -10,27 +10,30 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self, cast
 
-import aiohttp
 from aiohttp import ClientResponse
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from pipeline.fetch.addresses import AddressGuard
-from pipeline.fetch.coding import ACCEPT_ENCODING, CodingError, decoders
+from pipeline.fetch.budget import ByteBudget, Share
+from pipeline.fetch.coding import ACCEPT_ENCODING, CodingError, decoder
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.errors import FetchError
 from pipeline.fetch.failures import explain_failure
 from pipeline.fetch.gates import Gate, Gates
-from pipeline.fetch.names import Names
+from pipeline.fetch.names import TROUBLE, Names
 from pipeline.fetch.targets import parse_target, redirect_target
 from pipeline.fetch.wire import BoundedHandler, open_session
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Fetched:
-    """An answer. url: where it came from, after redirects. body: with its content encodings undone."""
+    """An answer. url: where it came from, after redirects. body: with its content encodings undone.
+
+    While an answer is kept, its body counts as one in flight.
+    """
 
     url: str
     status: int
@@ -59,6 +62,7 @@ class Fetcher:
     async def __aenter__(self) -> Self:
         config = self.config
         self._now = asyncio.get_running_loop().time
+        self._budget = ByteBudget(config.max_bytes_in_flight)
         self._slots = asyncio.Semaphore(config.connections)
         self._names = Names(config.dns, timeout_s=config.dns_timeout_s, concurrency=config.dns_concurrency)
         self._session = open_session(config, self._names, AddressGuard(config.allow_network))
@@ -77,25 +81,29 @@ class Fetcher:
     async def get(
         self, url: str, *, max_bytes: int | None = None, accept: str = "image/*,*/*;q=0.5", follow: bool = True
     ) -> Fetched:
-        """GET a url; only status 200 is a success. Raises FetchError, nothing else.
+        """GET a url; only status 200 is a success, with or without a body. Raises FetchError, nothing else.
 
         max_bytes: cap on the body, encoded and decoded; None: the configuration's. follow: with False a redirect is
         an answer too, its status and headers, without a body.
         """
         limit = self.config.max_bytes if max_bytes is None else max_bytes
-        visit = _Visit(limit, accept, follow, self.config.total_timeout_s)
+        visit = _Visit(limit, accept, follow, self.config.total_timeout_s, self._budget.share())
         try:
             target = parse_target(url)
             while True:
                 visit.num_attempts += 1
                 try:
-                    return await self._attempt(target, visit)
+                    got = await self._attempt(target, visit)
+                    visit.share.give_back_with(got)
+                    return got
                 except FetchError as error:
                     pause_s = self._pause_s(error, visit)
                 visit.patience_s -= pause_s
                 await asyncio.sleep(pause_s)
-        except FetchError as error:
-            error.num_attempts = max(1, visit.num_attempts)
+        except BaseException as error:
+            visit.share.give_back()
+            if isinstance(error, FetchError):
+                error.num_attempts = max(1, visit.num_attempts)
             raise
 
     async def _attempt(self, target: URL, visit: _Visit) -> Fetched:
@@ -118,7 +126,7 @@ class Fetcher:
 
     async def _in_turn(self, target: URL, gate: Gate, visit: _Visit) -> _Answer:
         """One request, when its host and our connections allow it. Raises FetchError."""
-        visit.patience_s -= await gate.enter(self.config.per_host, visit.patience_s, self._now)
+        await gate.enter(self.config.per_host, self._now)
         try:
             async with self._slots:
                 start = self._now()
@@ -130,7 +138,7 @@ class Fetcher:
                     if error.status is None:
                         gate.note_failure(self._now())
                     else:
-                        gate.note_answer()
+                        gate.note_answer(is_refusal=error.status in (429, 503))
                     raise
                 finally:
                     spent_s = self._now() - start
@@ -151,15 +159,20 @@ class Fetcher:
                     if connection is not None:
                         handler = cast(BoundedHandler, connection.protocol)
                         handler.max_body_bytes = 2 * visit.limit + self.config.max_header_bytes
-                    return await _take(response, visit.limit)
+                    return await _take(response, visit)
                 except BaseException:
                     response.close()
                     raise
+        except FetchError:
+            visit.share.give_back()
+            raise
         except TimeoutError as error:
+            visit.share.give_back()
             if handler is None and self._names.is_waiting_for(target.raw_host or ""):
-                raise FetchError("dns", "the name servers did not answer in time") from error
+                raise FetchError("dns", TROUBLE) from error
             raise FetchError("timeout", "the deadline passed before the answer was complete") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except Exception as error:
+            visit.share.give_back()
             raise explain_failure(error, handler) from error
 
     def _pause_s(self, error: FetchError, visit: _Visit) -> float:
@@ -169,17 +182,24 @@ class Fetcher:
             raise error
         asked_s = _retry_after_s(error) if error.status in (429, 503) else None
         if asked_s is not None and asked_s > visit.patience_s:
-            raise _rate_limited(error, "Retry-After lies beyond the total deadline")
+            raise self._refused(error, gate, asked_s)
         pause_s = self.config.backoff_s * 2 ** (visit.num_attempts - 1) * self._rng.uniform(0.5, 1.5)
         pause_s = max(pause_s, error.wait_s, asked_s or 0.0)
         if error.status == 429 or asked_s is not None:
             gate.hold(self._now() + pause_s)  # every request to this host waits
         is_last = visit.num_attempts >= self.config.attempts or pause_s >= visit.patience_s
         if is_last and error.status == 429:
-            raise _rate_limited(error, "still so at the last attempt")
+            raise self._refused(error, gate, pause_s)
         if is_last or gate.is_silent(self._now(), self.config.total_timeout_s):
             raise error
         return pause_s
+
+    def _refused(self, error: FetchError, gate: Gate, asked_s: float) -> FetchError:
+        refusal = FetchError(
+            "rate_limited", "the host asks to come back later", status=error.status, headers=error.headers
+        )
+        gate.note_refusal(refusal, self._now() + asked_s)
+        return refusal
 
     def _request_headers(self, accept: str) -> CIMultiDict[str]:
         headers = self._headers.get(accept)
@@ -199,6 +219,7 @@ class _Visit:
     accept: str
     follow: bool
     patience_s: float
+    share: Share
     left_s: float = 0.0
     num_attempts: int = 0
     gate: Gate | None = None
@@ -211,46 +232,43 @@ class _Answer:
     body: bytes
 
 
-async def _take(response: ClientResponse, limit: int) -> _Answer:
+async def _take(response: ClientResponse, visit: _Visit) -> _Answer:
     status = response.status
     if status == 200:
-        return _Answer(status, response.headers, await _read_body(response, limit))
-    response.release()  # keeps the connection if the page behind the status has come with it; never waits for it
+        return _Answer(status, response.headers, await _read_body(response, visit))
+    # A short page that came with its head leaves the connection open. No other is worth waiting for.
+    response.release()
     if status in REDIRECTS:
         return _Answer(status, response.headers, b"")
     raise FetchError(f"http_{status}", response.reason or "", status=status, headers=response.headers)
 
 
-async def _read_body(response: ClientResponse, limit: int) -> bytes:
-    headers = response.headers
+async def _read_body(response: ClientResponse, visit: _Visit) -> bytes:
+    headers, limit, share = response.headers, visit.limit, visit.share
     if (response.content_length or 0) > limit:
-        raise _too_large(response, f"more than {limit} bytes")
+        raise _too_large(response, limit)
+    pieces: list[bytes] = []
+    num_coded_bytes = num_bytes = 0
+    share.begin()
     try:
-        undo = decoders(headers["Content-Encoding"]) if "Content-Encoding" in headers else ()
-        pieces: list[bytes] = []
-        num_coded_bytes = num_bytes = 0
-        while piece := await response.content.readany():
-            num_coded_bytes += len(piece)
-            for decoder in undo:
-                piece = decoder.feed(piece, limit + 1 - num_bytes) if piece else piece
-            num_bytes += len(piece)
-            if max(num_coded_bytes, num_bytes) > limit:
-                raise _too_large(response, f"more than {limit} bytes")
-            pieces.append(piece)
-        if num_coded_bytes:
-            for decoder in undo:
-                decoder.finish()
+        undo = decoder(headers["Content-Encoding"]) if "Content-Encoding" in headers else None
+        while data := await response.content.readany():
+            num_coded_bytes += len(data)
+            for piece in (data,) if undo is None else undo.feed(data):
+                num_bytes += len(piece)
+                if max(num_coded_bytes, num_bytes) > limit:
+                    raise _too_large(response, limit)
+                await share.take(len(piece))
+                pieces.append(piece)
+        if undo is not None:
+            undo.finish()
     except CodingError as error:
         raise FetchError("bad_encoding", str(error), status=response.status, headers=headers) from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _rate_limited(error: FetchError, detail: str) -> FetchError:
-    return FetchError("rate_limited", detail, status=error.status, headers=error.headers)
-
-
-def _too_large(response: ClientResponse, detail: str) -> FetchError:
-    return FetchError("too_large", detail, status=response.status, headers=response.headers)
+def _too_large(response: ClientResponse, limit: int) -> FetchError:
+    return FetchError("too_large", f"more than {limit} bytes", status=response.status, headers=response.headers)
 
 
 def _retry_after_s(error: FetchError) -> float | None:

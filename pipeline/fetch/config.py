@@ -47,6 +47,9 @@ class FetchConfig(Config):
     connections: int = tuning(256, "Connections of one worker open at the same time.", gt=0)
     per_host: int = tuning(8, "Requests of one worker to one host at the same time.", gt=0)
     delay_s: float = tuning(0.0, "Pause between the starts of a worker's requests to one host, in seconds.", ge=0)
+    max_bytes_in_flight: int = tuning(
+        512 << 20, "Bytes of all bodies that a worker holds at the same time; further reading waits.", gt=0
+    )
     dns: tuple[str, ...] = tuning(
         (), "Name servers, as address or address:port; may be given several times. Unset: the system's."
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from multidict import CIMultiDict, CIMultiDictProxy
 
 # infra.reasons has a sentence for each, and for the family http_NNN. The value: may another attempt help?
-FETCH_REASONS: Mapping[str, bool] = {
+REASONS: Mapping[str, bool] = {
     "bad_url": False,
     "blocked_scheme": False,
     "blocked_port": False,
@@ -34,9 +34,9 @@ _DETAIL_CHARS = 300  # a detail may quote the server
 class FetchError(Exception):
     """A url that could not be fetched. The only exception of a fetch.
 
-    reason: a word of FETCH_REASONS, or http_NNN. detail: one line for people; it is stored with the row, so it holds
-    no clock and no other thing that differs from run to run. status, headers: of the answer, where
-    there was one. may_retry: could another attempt help? wait_s: how long the same failure is certain.
+    reason: a word of REASONS, or http_NNN. detail: one line for people; it is stored with the row, so it holds
+    no clock, no address and no other thing that differs from run to run. status, headers: of the answer, where there
+    was one. may_retry: could another attempt help? wait_s: how long the same failure is certain.
     """
 
     def __init__(
@@ -79,4 +79,4 @@ def _means(word: str, reason: str) -> bool:
 
 
 def _may_retry(reason: str, status: int | None) -> bool:
-    return status in RETRYABLE_STATUSES if reason.startswith("http_") else FETCH_REASONS[reason]
+    return status in RETRYABLE_STATUSES if reason.startswith("http_") else REASONS[reason]

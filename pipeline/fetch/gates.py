@@ -1,4 +1,4 @@
-"""Politeness towards one host: how many requests at once, how far apart, and when it has asked us to wait."""
+"""Politeness towards one host: how many requests at once, how far apart, and when it has asked us to wait or to go."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pipeline.fetch.errors import FetchError
 
 MAX_GATES = 65_536
 SILENT_REQUESTS = 5
+REFUSALS_THAT_CLOSE = 5
 
 
 class Gate:
@@ -18,9 +19,27 @@ class Gate:
     A host is silent when it has answered nothing (no status at all) for `silent_after_s`, over SILENT_REQUESTS or
     more requests. Its requests are then tried once instead of several times, until it answers again. Each is still
     tried, so nothing is lost on a host that can answer.
+
+    A host that asks for a pause gets it: from all requests (`hold`) where a request can outwait the pause, and that
+    wait is counted against no other request. Where it cannot, that request fails, `rate_limited`. One such answer
+    may mean one url, so it closes nothing: else a row's fate would hang on which row came first. Several in a row
+    (REFUSALS_THAT_CLOSE, without any other answer between) mean us: the host is left alone until its time has come,
+    and who comes meanwhile fails as if asked, with the same words and status. So in any order a host that refuses
+    everything gives the same table, and hears at most that many requests, and those under way, after its first no.
     """
 
-    __slots__ = ("_waiting", "delay_s", "failing_since", "held_until", "next_start", "num_active", "num_failures")
+    __slots__ = (
+        "_closed_until",
+        "_num_refusals",
+        "_refusal",
+        "_waiting",
+        "delay_s",
+        "failing_since",
+        "held_until",
+        "next_start",
+        "num_active",
+        "num_failures",
+    )
 
     def __init__(self, delay_s: float) -> None:
         self.delay_s = delay_s
@@ -29,20 +48,24 @@ class Gate:
         self.held_until = 0.0
         self.num_failures = 0
         self.failing_since = 0.0
+        self._num_refusals = 0
+        self._closed_until = 0.0
+        self._refusal: FetchError | None = None
         self._waiting: deque[asyncio.Future[None]] | None = None
 
-    async def enter(self, max_active: int, patience_s: float, now: Callable[[], float]) -> float:
-        """Wait for the turn, and as long as the host has asked for. Returns the seconds waited for the latter.
+    async def enter(self, max_active: int, now: Callable[[], float]) -> None:
+        """Wait for the turn, and as long as the host has asked for. Every enter that returns wants a leave.
 
-        Every enter that returns wants a leave. Raises FetchError rate_limited, at once, where the host asked for more
-        than patience_s.
+        Raises FetchError rate_limited where the host is closed.
         """
+        self._check_open(now)
         if self.num_active >= max_active or self._waiting:
-            await self._queue(max_active)
+            await self._queue()
         else:
             self.num_active += 1
         try:
-            return await self._wait_for_start(patience_s, now)
+            if self.delay_s or self.held_until or self._refusal is not None:
+                await self._wait_for_start(now)
         except BaseException:
             self.leave()
             raise
@@ -62,15 +85,24 @@ class Gate:
         """The host asked for a pause: nobody starts before `until` (the loop's time)."""
         self.held_until = max(self.held_until, until)
 
-    def note_answer(self) -> None:
-        """The host has answered, whatever it was."""
+    def note_answer(self, is_refusal: bool = False) -> None:
+        """The host has answered. is_refusal: to say that it limits us."""
         self.num_failures = 0
+        if not is_refusal:
+            self._num_refusals = 0
 
     def note_failure(self, now: float) -> None:
         """The host could not be reached, or said nothing."""
         if self.num_failures == 0:
             self.failing_since = now
         self.num_failures += 1
+
+    def note_refusal(self, refusal: FetchError, until: float) -> None:
+        """A request failed because the host asked to come back later than it can wait: at `until` (the loop's time)."""
+        self._num_refusals += 1
+        if self._num_refusals >= REFUSALS_THAT_CLOSE:
+            self._refusal = refusal
+            self._closed_until = max(self._closed_until, until)
 
     def is_silent(self, now: float, silent_after_s: float) -> bool:
         """Is another attempt most likely in vain?"""
@@ -81,7 +113,7 @@ class Gate:
         """Does nobody stand at the gate?"""
         return self.num_active == 0 and not self._waiting
 
-    async def _queue(self, max_active: int) -> None:
+    async def _queue(self) -> None:
         if self._waiting is None:
             self._waiting = deque()
         turn = asyncio.get_running_loop().create_future()
@@ -93,22 +125,28 @@ class Gate:
                 self.leave()  # the place was ours already
             raise
 
-    async def _wait_for_start(self, patience_s: float, now: Callable[[], float]) -> float:
-        waited_s = 0.0
+    async def _wait_for_start(self, now: Callable[[], float]) -> None:
         while True:
             while (pause_s := self.held_until - now()) > 0:
-                if waited_s + pause_s > patience_s:
-                    raise FetchError("rate_limited", "the host asks for a pause beyond the total deadline")
+                self._check_open(now)
                 await asyncio.sleep(pause_s)
-                waited_s += pause_s
+            self._check_open(now)
             if not self.delay_s:
-                return waited_s
+                return
             start = max(now(), self.next_start)
             self.next_start = start + self.delay_s
             if (pause_s := start - now()) > 0:
                 await asyncio.sleep(pause_s)
             if self.held_until <= now():
-                return waited_s
+                return
+
+    def _check_open(self, now: Callable[[], float]) -> None:
+        refusal = self._refusal
+        if refusal is None:
+            return
+        if now() < self._closed_until:
+            raise FetchError(refusal.reason, refusal.detail, status=refusal.status, headers=refusal.headers)
+        self._refusal = None  # one more refusal closes it again: the count stands
 
 
 class Gates:

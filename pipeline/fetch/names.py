@@ -19,6 +19,7 @@ MAX_CACHED_NAMES = 100_000
 TTL_RANGE_S = (10.0, 3600.0)
 NO_SUCH_NAME_TTL_S = 600.0
 TROUBLE_TTL_S = 2.0
+TROUBLE = "the name servers failed, or did not answer in time"
 
 _NO_SUCH_NAME = frozenset(
     {pycares.errno.ARES_ENOTFOUND, pycares.errno.ARES_ENODATA, pycares.errno.ARES_EBADNAME, pycares.errno.ARES_ENONAME}
@@ -120,11 +121,13 @@ class Names(AbstractResolver):
                         raise
                     return await self._ask(host, socket.AF_INET6)
         except TimeoutError:
-            return _failure("the name servers did not answer in time", is_final=False)
+            return _failure(TROUBLE, is_final=False)
         except aiodns.error.DNSError as error:
-            return _failure(str(error.args[1]), is_final=error.args[0] in _NO_SUCH_NAME)
-        except UnicodeError as error:
-            return _failure(f"not a host name: {error}", is_final=True)
+            is_final = error.args[0] in _NO_SUCH_NAME
+            # Of trouble, what is seen hangs on which server and which try came last.
+            return _failure(str(error.args[1]) if is_final else TROUBLE, is_final)
+        except UnicodeError:
+            return _failure("not a host name", is_final=True)
 
     async def _ask(self, host: str, family: socket.AddressFamily) -> _Found:
         result = await self._dns.getaddrinfo(host, family=family, type=socket.SOCK_STREAM)
