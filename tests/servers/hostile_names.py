@@ -1,4 +1,4 @@
-"""A name server with bad manners, on loopback: rebinding, silence, failure, rubbish, and names of forbidden addresses."""
+"""A name server with bad manners, on loopback: rebinding, silence, failure, rubbish, names of forbidden addresses."""
 
 from __future__ import annotations
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from infra.reasons import REASONS
 from pipeline.fetch.client import Fetched, Fetcher
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.errors import FetchError
-from tests.servers.hostile import ILLS, HostileWeb, serve_hostile
+from tests.servers.hostile import ALLOW, ILLS, HostileWeb, serve_hostile
 
 TIMEOUT_S = 1.0
-QUICK = FetchConfig(allow_network=("127.0.0.0/8",), timeout_s=TIMEOUT_S, attempts=1, max_bytes=4 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +26,114 @@ def web() -> Iterator[HostileWeb]:
         yield web
 
 
-def fetch(url: str, config: FetchConfig = QUICK) -> Fetched | FetchError:
-    async def main() -> Fetched | FetchError:
+def quick(web: HostileWeb, **changes: Any) -> FetchConfig:
+    values = {"timeout_s": TIMEOUT_S, "dns_timeout_s": 0.5, "attempts": 1, "max_bytes": 4 << 20, "backoff_s": 0.05}
+    return FetchConfig(allow_network=(ALLOW,), dns=(web.dns,), ca_file=web.ca_file, **{**values, **changes})
+
+
+async def outcome(fetcher: Fetcher, url: str) -> Fetched | FetchError:
+    try:
+        return await fetcher.get(url)
+    except FetchError as error:
+        return error
+
+
+def fetch(urls: list[str], config: FetchConfig) -> list[Fetched | FetchError]:
+    async def main() -> list[Fetched | FetchError]:
         async with Fetcher(config) as fetcher:
-            try:
-                return await fetcher.get(url)
-            except FetchError as error:
-                return error
+            return await asyncio.gather(*(outcome(fetcher, url) for url in urls))
 
     return asyncio.run(main())
 
 
+def reason_of(got: Fetched | FetchError) -> str:
+    return got.reason if isinstance(got, FetchError) else "ok"
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 @pytest.mark.parametrize("name", ILLS)
-def test_an_ill_ends_in_time_with_its_reason(web: HostileWeb, name: str) -> None:
+def test_an_ill_ends_in_time_with_its_reason(web: HostileWeb, name: str, caplog: pytest.LogCaptureFixture) -> None:
     ill = ILLS[name]
-    started, peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    got = fetch(web.url(name))
-    took_s = time.monotonic() - started
-    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
-    if ill.reason == "ok":
-        assert isinstance(got, Fetched), got
+    web.requests.clear()
+    started, peak = time.monotonic(), peak_mib()
+    with caplog.at_level(logging.INFO):
+        got = fetch([web.url(name)], quick(web))[0]
+    assert reason_of(got) == ill.reason, got
+    assert time.monotonic() - started < (TIMEOUT_S + 0.5 if ill.reason == "timeout" else 1.0)
+    # The bombs hold 1 GiB, the floods are endless; the server and its bombs are in this process too.
+    assert peak_mib() - peak < 48
+    assert got.num_attempts == 1
+    if isinstance(got, Fetched):
         assert ill.body is None or got.body == ill.body
     else:
-        assert isinstance(got, FetchError)
-        assert (got.reason, got.num_attempts) == (ill.reason, 1), got
-    assert took_s < (1.5 * TIMEOUT_S + 0.5 if ill.reason == "timeout" else 1.0)
-    # The bombs hold 1 GiB, the floods are endless; the server's own buffers are in this process too.
-    assert grown_mib < 48
+        assert got.reason in REASONS or got.reason.startswith("http_")
+    assert web.num_canary == 0
+    assert sum(web.requests.values()) <= 7
+    assert not caplog.records  # nothing that aiohttp or asyncio leave behind unheard
+
+
+def test_all_ills_at_once_do_not_disturb_each_other(web: HostileWeb) -> None:
+    web.requests.clear()
+    names = [name for name, ill in ILLS.items() if ill.reason != "rate_limited"]  # those shut the whole host
+    started, peak = time.monotonic(), peak_mib()
+    # One slow machine serves and reads all the floods: hence the long deadlines.
+    config = quick(web, timeout_s=8.0, dns_timeout_s=4.0, per_host=256)
+    got = fetch([web.url(name) for name in names], config)
+    assert {name: reason_of(one) for name, one in zip(names, got, strict=True)} == {
+        name: "too_many_redirects" if name == "slow_redirects" else ILLS[name].reason for name in names
+    }
+    assert time.monotonic() - started < 16.0
+    assert peak_mib() - peak < 256
+    assert web.num_canary == 0
+
+
+@pytest.mark.parametrize("name", [name for name, ill in ILLS.items() if ill.final])
+def test_what_passes_is_got_at_a_later_attempt(web: HostileWeb, name: str) -> None:
+    web.requests.clear()
+    got = fetch([web.url(name)], quick(web, attempts=3))[0]
+    assert reason_of(got) == ILLS[name].final, got
+    assert got.num_attempts == 2
+
+
+@pytest.mark.parametrize("name", ["not_found", "to_loopback", "loop", "not_gzip", "bad_chunks", "announced_huge"])
+def test_what_does_not_pass_is_asked_for_once(web: HostileWeb, name: str) -> None:
+    web.requests.clear()
+    got = fetch([web.url(name)], quick(web, attempts=3))[0]
+    assert (reason_of(got), got.num_attempts) == (ILLS[name].reason, 1)
+    assert web.requests[name] == 1
+
+
+def test_the_same_ill_has_the_same_detail_every_time(web: HostileWeb) -> None:
+    names = [
+        name for name, ill in ILLS.items() if ill.reason not in ("ok", "timeout", "rate_limited") and not ill.final
+    ]
+
+    def details() -> list[str]:
+        return [
+            str(got) for got in fetch([web.url(name) for name in names], quick(web, timeout_s=8.0, dns_timeout_s=4.0))
+        ]
+
+    assert details() == details()
+
+
+def test_a_name_that_turns_to_loopback_between_two_lookups_is_refused(web: HostileWeb) -> None:
+    async def main() -> tuple[Fetched | FetchError, Fetched | FetchError]:
+        url = f"http://a.rebind.test:{web.port}/right"
+        async with Fetcher(quick(web)) as fetcher:
+            first = await outcome(fetcher, url)
+        async with Fetcher(quick(web)) as fetcher:  # asks again, and gets the canary's address
+            return first, await outcome(fetcher, url)
+
+    first, second = asyncio.run(main())
+    assert (reason_of(first), reason_of(second)) == ("ok", "blocked_address")
+    assert web.num_canary == 0
+
+
+def test_an_address_is_judged_where_it_is_used(web: HostileWeb) -> None:
+    """One lookup for judgement and connection: the name that changes with each question is asked once."""
+    got = fetch([f"http://b.rebind.test:{web.port}/right"], quick(web))[0]
+    assert reason_of(got) == "ok"
+    assert web.num_canary == 0
