@@ -111,7 +111,7 @@ class Fetcher:
         visit.left_s = self.config.timeout_s
         seen = {target}
         while True:
-            gate = visit.gate = self._gates.of(target.authority)
+            gate = visit.gate = self._gates.of(target.raw_authority)
             answer = await self._in_turn(target, gate, visit)
             if answer.status == 200 or not visit.follow:
                 num_redirects = len(seen) - 1

@@ -57,17 +57,19 @@ class Names(AbstractResolver):
     """
 
     def __init__(self, servers: Sequence[str] = (), *, timeout_s: float = 5.0, concurrency: int = 128) -> None:
-        # c-ares doubles the first timeout with the second try: together they fill timeout_s.
+        # c-ares doubles the timeout with each try: three fill timeout_s, which cuts off the fourth. It is there
+        # because rubbish from a server costs every question under way one of its tries.
         self._dns = aiodns.DNSResolver(
             nameservers=list(servers) or None,
-            timeout=timeout_s / 3,
-            tries=2,
+            timeout=timeout_s / 8,
+            tries=4,
             flags=pycares.ARES_FLAG_NOSEARCH,
             lookups="fb",  # /etc/hosts first
         )
         self._timeout_s = timeout_s
         self._turns = asyncio.Semaphore(concurrency)
         self._cache: OrderedDict[str, _Found | NameLookupError] = OrderedDict()
+        self._num_lookups = 0
         self._running: dict[str, asyncio.Task[_Found | NameLookupError]] = {}
 
     async def resolve(
@@ -109,6 +111,10 @@ class Names(AbstractResolver):
         self._cache.move_to_end(host)
         if len(self._cache) > MAX_CACHED_NAMES:
             self._cache.popitem(last=False)
+        self._num_lookups += 1
+        if self._num_lookups % MAX_CACHED_NAMES == 0:
+            # c-ares keeps answers too, for up to an hour, however many; only this makes it forget them.
+            self._dns._channel.reinit()
         return answer
 
     async def _lookup(self, host: str) -> _Found | NameLookupError:
