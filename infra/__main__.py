@@ -57,7 +57,8 @@ def doctor(names: str | None, no_ray: bool, as_json: bool, **values: Any) -> int
 @click.option("--sidecar", metavar="FOLDER", help="Where the index lies, if not in the dataset.")
 @click.option("--quick", is_flag=True, help="Compare sizes, not digests: a flipped byte may pass.")
 @click.option("--complete", is_flag=True, help="Unfinished and quarantined jobs are problems, too.")
-@click.option("--threads", type=click.IntRange(min=1), default=4, show_default=True, help="Shards looked at at once.")
+@click.option("--threads", type=click.IntRange(min=1),
+              help="Shards looked at at once.  [default: 1 on a disk, 8 on an object store]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(dataset: str, sidecar: str | None, as_json: bool, **values: Any) -> int:
     """Do tars, tables, index, ledger and sizes.json agree? Every disagreement is a line: where, what, the mend.

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
+from tempfile import TemporaryFile
 from typing import IO
 
 import pyarrow as pa
@@ -26,19 +28,18 @@ class CheckedFiles:
         self.quick = quick
 
     def members(self, name: str, promised: Committed | None, found: list[str]) -> list[Member] | None:
-        """A tar's members. One reading gives them and the digest."""
+        """A tar's members. An object store is asked for each byte once: they wait in a temporary file."""
         try:
-            with self.storage.open(name) as file:
+            with self.storage.open(name) as file, ExitStack() as stack:
                 if promised is None or self.quick:
-                    if promised is not None:
-                        found += differences(promised, file.seek(0, 2), None)
-                        file.seek(0)
-                    return list(walk_members(file))
-                hashing = _Hashing(file)
-                try:
-                    return list(walk_members(hashing, stream=True))  # type: ignore[arg-type]
-                finally:
-                    found += differences(promised, *hashing.end())
+                    size, digest = file.seek(0, 2), None
+                else:
+                    copy = None if self.storage.is_local else stack.enter_context(TemporaryFile())
+                    size, digest = _measure(file, copy)
+                    file = copy or file
+                if promised is not None:
+                    found += differences(promised, size, digest)
+                return list(walk_members(file))
         except FileNotFoundError:
             found.append(f"{name} is gone")
         except DatasetError as error:
@@ -95,22 +96,12 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-class _Hashing:
-    """A file that is read from start to end, for a reader and for its digest."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._size = 0
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self._size += len(data)
-        self._digest.update(data)
-        return data
-
-    def end(self) -> tuple[int, str]:
-        """Read the rest; bytes and blake2b-128 of the whole."""
-        while self.read(1 << 20):
-            pass
-        return self._size, self._digest.hexdigest()
+def _measure(file: IO[bytes], copy: IO[bytes] | None) -> tuple[int, str]:
+    """Bytes and blake2b-128 of a file, which is copied on the way if asked for."""
+    size, digest = 0, hashlib.blake2b(digest_size=16)
+    while block := file.read(1 << 20):
+        size += len(block)
+        digest.update(block)
+        if copy is not None:
+            copy.write(block)
+    return size, digest.hexdigest()

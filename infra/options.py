@@ -68,10 +68,11 @@ def _settings(field: Any) -> dict[str, Any]:
     kind = _bare(field.annotation)
     text = field.description or ""
     default = field.default
-    if default not in (None, (), PydanticUndefined, True, False):
-        text += f"  [default: {default}]"
     if default is True:
         text += "  [default: on]"
+    elif default is not False and default not in (None, (), PydanticUndefined):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text += f"  [default: {shown}]"
     settings: dict[str, Any] = {"help": text, "default": None, "show_default": False}
     if get_origin(kind) is Literal:
         return settings | {"type": click.Choice(list(get_args(kind)))}

@@ -24,6 +24,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._console = Console(file=self._stream)
         self._live: Live | None = None
+        self._begun: set[str] = set()
 
     @classmethod
     def quiet(cls) -> Progress:
@@ -37,10 +38,13 @@ class Progress:
         self._num_quarantined = 0
         self._began = time.monotonic()
         self._said_at = self._began
-        if num_done and num_done == num_jobs:
+        if step in self._begun:
+            pass  # a further round of the same command
+        elif num_done and num_done == num_jobs:
             self._say(f"{step}: all {num_jobs} jobs were done before ({counts.rows_in:,} rows)")
         elif num_done:
             self._say(f"{step}: going on, {num_done} of {num_jobs} jobs were done before")
+        self._begun.add(step)
         if self._console.is_terminal and num_done < num_jobs:
             self._live = Live(self._render(), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()

@@ -21,7 +21,6 @@ from infra.sample import UID_BYTES
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # tar's own padding of the whole file
-STREAM_BLOCK = 1 << 20
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
 
 INDEX_SCHEMA = pa.schema(
@@ -103,13 +102,24 @@ def read_members(file: IO[bytes]) -> Iterator[tuple[Member, bytes]]:
             yield Member(info.name, info.offset_data, info.size), content.read()
 
 
-def walk_members(file: IO[bytes], stream: bool = False) -> Iterator[Member]:
-    """Members of a tar, one at a time. Raises DatasetError where the tar is broken or cut short.
+def walk_members(file: IO[bytes]) -> Iterator[Member]:
+    """Members of a seekable tar, one at a time, their bytes passed over; the caller may read elsewhere in between.
 
-    By default their bytes are passed over by seeking, and the caller may read elsewhere in the file in between;
-    with `stream` the file is read from start to end and needs no more than `read(size)`.
+    Raises DatasetError where the tar is broken or cut short.
     """
-    with _open_tar(file, "r|" if stream else "r:") as tar:
+    num_bytes = file.seek(0, 2)
+    offset = 0
+    while True:
+        file.seek(offset)
+        plain = _plain_header(file.read(BLOCK))
+        if plain is None or offset + BLOCK + plain[1] > num_bytes:
+            break
+        name, size = plain
+        yield Member(name, offset + BLOCK, size)
+        offset += BLOCK + size + -size % BLOCK
+    # The end, other kinds of headers, and every kind of damage: tarfile knows them all, at ten times the cost.
+    file.seek(offset)
+    with _open_tar(file, "r:") as tar:
         for info in _files(tar):
             yield Member(info.name, info.offset_data, info.size)
 
@@ -122,10 +132,25 @@ def list_members(file: IO[bytes]) -> list[Member]:
 @contextmanager
 def _open_tar(file: IO[bytes], mode: Any) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo, bufsize=STREAM_BLOCK) as tar:
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo) as tar:
             yield tar
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DatasetError(f"{getattr(file, 'name', 'tar')}: broken tar: {error}") from None
+
+
+def _plain_header(block: bytes) -> tuple[str, int] | None:
+    """(name, size) of a regular file with a short name, as we and most others write it; None for all else."""
+    size, checksum = block[124:136].strip(b" \0"), block[148:156].strip(b" \0")
+    is_plain = block[257:262] == b"ustar" and block[156:157] in (b"0", b"\0") and block[345:346] == b"\0"
+    if not (is_plain and len(block) == BLOCK and size.isdigit() and checksum.isdigit()):
+        return None
+    try:
+        name, num_bytes = block[:100].partition(b"\0")[0].decode(), int(size, 8)
+        if int(checksum, 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+            return None
+    except ValueError:  # no octal number, no UTF-8
+        return None
+    return (name, num_bytes) if name and not name.endswith("/") else None
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

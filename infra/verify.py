@@ -80,7 +80,7 @@ class Verify:
 
     def __init__(
         self, dataset: Dataset, *, quick: bool = False, complete: bool = False, sidecar: Dataset | None = None,
-        threads: int = 4,
+        threads: int | None = None,
     ) -> None:  # fmt: skip
         self.dataset = dataset
         self.verdict = Verdict()
@@ -88,7 +88,8 @@ class Verify:
         self._files = CheckedFiles(self._ours.storage, quick)
         self._tars = CheckedFiles(dataset.storage, quick)
         self._complete = complete
-        self._threads = threads
+        # Threads wait for an object store; on a disk they would only wait for each other.
+        self._threads = threads or (1 if dataset.storage.is_local and self._ours.storage.is_local else 8)
 
     def findings(self) -> Iterator[Finding]:
         """Raises DatasetError where there is no dataset at all."""
@@ -266,10 +267,12 @@ class Verify:
             if is_own
             else f"SELECT DISTINCT uid, key, filename FROM {source}"
         )
+        # Within a shard of ours it has been told with the table.
+        more_than_one = "min(filename) <> max(filename)" if is_own else "count(*) > 1"
         query = f"""
             SELECT uid, min(parse_filename(filename, true)), max(parse_filename(filename, true)), count(*) OVER ()
             FROM ({samples}) WHERE uid IS NOT NULL
-            GROUP BY uid HAVING count(*) > 1 ORDER BY uid LIMIT {MAX_REPEATED}
+            GROUP BY uid HAVING {more_than_one} ORDER BY uid LIMIT {MAX_REPEATED}
         """
         storage = self._ours.storage
         try:

@@ -134,6 +134,24 @@ def _web(recipe: Recipe) -> Iterator[Recipe]:
         yield recipe.model_copy(update={"crawl": crawl_part, "download": download_part})
 
 
+def fact_lines(facts: dict[str, Any]) -> list[str]:
+    """What a run ended with, for people."""
+    lines = []
+    for part in ("crawl", "download"):
+        if part in facts:
+            told = facts[part]
+            fell = ", ".join(f"{reason} {number:,}" for reason, number in sorted(told["dropped"].items(), key=_most))
+            what = "pairs" if part == "crawl" else "images stored"
+            lines.append(
+                f"{part}: {told['rows_out']:,} {what} of {told['rows_in']:,}" + (f"; dropped {fell}" if fell else "")
+            )
+            if told["quarantined"]:
+                lines.append(f"{part}: quarantined {', '.join(told['quarantined'])}; run again to try them again")
+    if "report" in facts:
+        lines.append(f"report: {facts['report']}")
+    return lines
+
+
 def result_lines(results: Sequence[StepResult]) -> list[str]:
     """A line a step: what went in, what came out, what fell and why."""
     lines = []

@@ -48,7 +48,7 @@ ILLS: dict[str, Ill] = {
     "http_500": Ill("broken", "http_500", {"status": 500}, body=_ERROR),
     "fails_once": Ill("flaky", "ok", _once(500)),
     "busy_once": Ill("busy", "ok", _once(429, ("Retry-After", "1"))),
-    "busy_always": Ill("jammed", "http_429", {"status": 429, "headers": (("Retry-After", "3600"),)}, body=_ERROR),
+    "busy_always": Ill("jammed", "rate_limited", {"status": 429, "headers": (("Retry-After", "3600"),)}, body=_ERROR),
     "stalled": Ill("slow", "timeout", {"manner": "stall"}, body=b"", rare=True),
     "disallowed": Ill("garden", "robots", folder="private"),
     "redirect": Ill("garden", "redirect", {"status": 301}, redirect="home"),

@@ -116,7 +116,7 @@ KINDS: dict[str, Kind] = {
     "busy_always": Kind("rate_limited", host="jammed", answer=_page(429, ("Retry-After", "3600"))),
     # Names, addresses, redirects.
     "dead_name": Kind("dns", url=f"http://{DEAD_HOST}:{{port}}/i/{{id}}.jpg"),
-    "closed_port": Kind("connect", url="http://closed.miniweb.test:1/i/{id}.jpg"),
+    "closed_port": Kind("connect", url="http://closed.miniweb.test:64999/i/{id}.jpg"),
     "private_address": Kind("blocked_address", url="http://192.168.1.1/i/{id}.jpg"),
     "redirect_loop": Kind("too_many_redirects", hops=((302, "next"), (302, "loop"))),
     "redirect_to_private": Kind("blocked_address", hops=((302, "http://10.0.0.1/secret.jpg"),)),

@@ -11,10 +11,10 @@ from infra.dataset import Dataset
 from infra.jobs import Job, Outcome, Resources
 from infra.ledger import Counts
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.frontier import host_of
 from pipeline.crawl.html import parse_page
 from pipeline.crawl.optout import page_opt_out
 from pipeline.crawl.tables import Harvest
+from pipeline.crawl.urls import host_of
 from pipeline.crawl.warc import ImageRecord, PageRecord, Skipped, WatRecord, archive_size, open_archive, read_archive
 
 
@@ -37,12 +37,16 @@ class Archives:
         return {**{name: getattr(self.config, name) for name in names}, "agent": self.config.agent_token}
 
     def inputs(self, job: Job) -> Any:
-        """The file's path and size."""
+        """The file's path, and a local file's size."""
         return job.payload
 
     def plan(self) -> Sequence[Job]:
         """A job for each file, in the order given."""
-        return [Job(_job_id(path), {"path": path, "bytes": archive_size(path)}) for path in self._paths]
+        # A published archive never changes, and asking for 90,000 sizes would take longer than many a job.
+        return [
+            Job(_job_id(path), {"path": path, "bytes": None if "://" in path else archive_size(path)})
+            for path in self._paths
+        ]
 
     def setup(self) -> None:
         """Nothing is held."""
@@ -80,7 +84,7 @@ class Archives:
             page = parse_page(
                 record.body, url=record.url, content_type=record.content_type, sources=self.config.captions
             )
-        place = {"url": record.url, "host": host_of(record.url), "status": record.status}
+        place: dict[str, Any] = {"url": record.url, "host": host_of(record.url), "status": record.status}
         place |= {"warc_path": path, "warc_offset": record.offset}
         if page.fault is not None:
             harvest.drop_page(**place, reason=page.fault)

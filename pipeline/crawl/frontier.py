@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -20,8 +19,8 @@ from infra.recipe import fingerprint
 from infra.storage import Committed
 from infra.tables import connect, urls, write_table
 from pipeline.crawl.config import CrawlConfig
-from pipeline.crawl.html import clean_url
 from pipeline.crawl.tables import LINKS, PAGES
+from pipeline.crawl.urls import clean_url, host_of
 
 LINK_COLUMNS = ", ".join(LINKS.names)
 
@@ -210,14 +209,6 @@ SELECT url, host, bucket, depth, num_redirects, in_scope,
        CASE WHEN fate <> 'go' THEN fate WHEN rank > ? THEN 'over_budget' WHEN nth > ? THEN 'later' ELSE 'go' END AS fate
 FROM place
 """
-
-
-def host_of(url: str) -> str:
-    """host[:port], lower-cased; "" where there is none."""
-    try:
-        return urlsplit(url).netloc.rpartition("@")[2].lower()
-    except ValueError:
-        return ""
 
 
 def _domain(host: str) -> str:

@@ -29,8 +29,9 @@ from pipeline.fetch.client import Fetched, Fetcher
 from pipeline.fetch.errors import FetchError
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+GZIP_TYPES = ("application/gzip", "application/x-gzip", "application/octet-stream")
 ACCEPT = "text/html,application/xhtml+xml;q=0.9,application/xml;q=0.5,*/*;q=0.1"
-ROBOTS_BYTES = 512 << 10
+ROBOTS_BYTES = 8 << 20  # the first 500 KiB are read; a longer one is no reason to think there is none
 SITEMAP_BYTES = 50 << 20  # sitemaps.org's own limit
 SITEMAP_URLS = 50_000
 
@@ -150,7 +151,7 @@ class _Bucket:
             self._redirect(row, got)
             return
         kind = (got.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
-        if kind.endswith("xml") and kind not in HTML_TYPES and self._take_sitemap(got.body, row):
+        if _may_be_sitemap(url, kind) and self._take_sitemap(got.body, row):
             self.harvest.drop_page(**place, reason="sitemap", status=got.status)
             return
         if kind not in HTML_TYPES and not (kind == "" and got.body.lstrip()[:1] == b"<"):
@@ -204,7 +205,9 @@ class _Bucket:
             except FetchError as error:
                 if error.status is None:
                     return HostRules(robots, None, error.reason)
-                robots = Robots.from_response(error.status, None, self.config.agent_token)
+                # An answer that cannot be read whole (too large, badly encoded) allows nothing.
+                status = 503 if error.status == 200 else error.status
+                robots = Robots.from_response(status, None, self.config.agent_token)
         tdm = None
         if self.config.respect_opt_out:
             try:
@@ -216,3 +219,8 @@ class _Bucket:
     async def _well_known(self, url: str, path: str) -> Fetched:
         parts = urlsplit(url)
         return await self.fetcher.get(f"{parts.scheme}://{parts.netloc}{path}", max_bytes=ROBOTS_BYTES, accept="*/*")
+
+
+def _may_be_sitemap(url: str, kind: str) -> bool:
+    is_xml = kind.endswith("xml") and kind not in HTML_TYPES
+    return is_xml or (kind in GZIP_TYPES and urlsplit(url).path.endswith(".xml.gz"))

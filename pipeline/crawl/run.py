@@ -38,7 +38,8 @@ def crawl(
     options = options or RunOptions()
 
     def run(step: Step, limit: int | None = None) -> StepResult:
-        result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=progress)
+        shown = Progress.quiet() if isinstance(step, Frontier) else progress  # a moment's work between rounds
+        result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=shown)
         return require(result, options.max_quarantined)
 
     if bool(seeds) == bool(warcs):

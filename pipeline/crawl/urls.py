@@ -69,6 +69,12 @@ def clean_url(reference: str, base: str) -> str | None:
     return Resolver(base)(reference)
 
 
+def host_of(url: str) -> str:
+    """host[:port] of a url in normal form; "" where there is none."""
+    parts = url.split("/", 3)
+    return parts[2] if len(parts) > 2 and parts[0] in ("http:", "https:") else ""
+
+
 def _resolve(reference: str, base: tuple[str, str, str, str] | None) -> str | None:
     """The long way, by the standard. `base`: scheme, host with port, path, query with its "?"."""
     if len(reference) > 4 * MAX_URL_CHARS:

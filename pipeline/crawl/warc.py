@@ -37,13 +37,14 @@ __all__ = [
 MAX_PAGE_BYTES = 16 << 20
 MAX_WAT_BYTES = 64 << 20
 MAX_HEADER_BYTES = 256 << 10
-MAX_DAMAGES = 1_000  # of one archive, before the rest is given up
+MAX_FAILURES = 1_000  # to find a next record, before the rest is given up
 HTML_TYPES = frozenset(("text/html", "application/xhtml+xml"))
 
 log = logging.getLogger(__name__)
 
 _MAGICS = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"WARC/")
-_BEGIN = re.compile(b"|".join(re.escape(magic) for magic in (*_MAGICS[:3], b"WARC/1.", b"WARC/0.")))
+_BEGIN = re.compile(b"|".join(map(re.escape, _MAGICS)))
+_PLAIN_BEGIN = re.compile(rb"WARC/\d")
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 _SCAN_BYTES = 1 << 20
 _FATES = {
@@ -63,18 +64,24 @@ def read_archive(
     Raises what the stream raises; nothing for what is wrong in the data.
     """
     reader = _Reader(stream, max_page_bytes, sources)
-    for num_damages in range(1, MAX_DAMAGES + 1):
+    num_failures, is_told = 0, reader.is_empty
+    while num_failures < MAX_FAILURES:
+        fault = None
         try:
             yield from reader.read()
-            if reader.skip_ahead():
-                yield Skipped("clipped", reader.offset)
-            return
         except OSError as error:
             _raise_storage_fault(error)
-            log.warning("archive=%s after=%d damages=%d error=%s", path, reader.offset, num_damages, error)
-            yield Skipped("bad_record", reader.offset)
-            if not reader.skip_ahead():
-                return
+            fault = error
+        num_failures = 0 if reader.has_read else num_failures + 1
+        is_told = is_told and not reader.has_read
+        # One place, one fate, however often a next record is looked for there.
+        if not is_told and (fault is not None or not reader.has_read):
+            is_told = True
+            log.warning("archive=%s after=%d damaged=%s", path, reader.offset, fault or "cut short")
+            yield Skipped("clipped" if fault is None else "bad_record", max(reader.offset, reader.start))
+        if not reader.skip_ahead(is_damaged=fault is not None):
+            return
+    log.warning("archive=%s after=%d gave up the rest: nothing but damage", path, reader.offset)
 
 
 def read_record(
@@ -121,43 +128,52 @@ class _Head:
 
 
 class _Reader:
-    """The records up to the end or the next damage. `offset`: of the record at hand."""
+    """Records up to the end or the next damage. offset: of the last record; start: where reading began last."""
 
     def __init__(self, stream: IO[bytes], max_page_bytes: int, sources: Sequence[str]) -> None:
         self.offset = -1
-        self._end = 0  # a next record can begin no earlier
+        self.start = 0
+        self.has_read = False  # a record since `start`
         self._stream = stream
         self._max_page_bytes = max_page_bytes
         self._sources = sources
+        self.is_empty = not stream.read(1)
+        stream.seek(0)
         self._is_plain = self._begins_with(0, b"WARC/")
+        self._block_bytes = 0  # of the last record
         self._has_offsets: bool | None = True if self._is_plain else None
 
     def read(self) -> Iterator[Found]:
+        self.has_read = False
         for record in ArchiveIterator(self._stream, parse_http=False, max_header_len=MAX_HEADER_BYTES):
-            place = record.stream_pos
-            if self._has_offsets is None and self.offset >= 0:
+            place, before = record.stream_pos, self.offset
+            self.has_read, self.offset, self._block_bytes = True, place, record.content_length
+            if self._has_offsets is None and before >= 0:
                 # Where the whole archive is one compressed piece, positions mean nothing.
                 self._has_offsets = self._begins_with(place, *_MAGICS)
-            can_be_found = place > self.offset and self._has_offsets is not False
-            self.offset = place
-            self._end = place + (record.content_length if self._is_plain else 1)
             try:
-                found = self._fate(record, can_be_found)
+                found = self._fate(record, place > before and self._has_offsets is not False)
             except PayloadError as error:
                 found = Skipped(error.reason, place, _target(record), is_page=True)
             yield found
 
-    def skip_ahead(self) -> bool:
-        """Go to where the next record may begin, behind the one at hand. False at the end."""
-        at, kept = max(self._end, self.offset + 1), b""
+    def skip_ahead(self, *, is_damaged: bool) -> bool:
+        """Go to where a record may begin, behind the last one. False at the end.
+
+        After damage the last record's length is not to be trusted; without, its block is no place to look.
+        """
+        begin = _PLAIN_BEGIN if self._is_plain else _BEGIN
+        at, kept = max(self.offset, self.start) + 1, b""
+        if self._is_plain and not is_damaged and self.has_read:
+            self._stream.seek(self.offset)
+            header, _, _ = self._stream.read(MAX_HEADER_BYTES).partition(b"\r\n\r\n")
+            at = self.offset + len(header) + 4 + self._block_bytes
         self._stream.seek(at)
         while block := self._stream.read(_SCAN_BYTES):
             block = kept + block
-            if match := _BEGIN.search(block):
-                self.offset = at - len(kept) + match.start()
-                self._end = self.offset + 1
-                self._stream.seek(self.offset)
-                self.offset -= 1
+            if match := begin.search(block):
+                self.start = at - len(kept) + match.start()
+                self._stream.seek(self.start)
                 return True
             at += len(block) - len(kept)
             kept = block[-8:]
@@ -172,6 +188,8 @@ class _Reader:
 
     def _fate(self, record: WarcRecord, can_be_found: bool) -> Found:
         kind, offset = record.record_type, record.stream_pos
+        if "Content-Length" not in record.headers:  # cut within the headers
+            return Skipped("clipped", offset, _target(record))
         if kind == WarcRecordType.metadata and "json" in (record.headers.get("Content-Type") or ""):
             return self._wat(record)
         if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.revisit):
@@ -245,10 +263,10 @@ def _image(record: WarcRecord, head: _Head, skipped: Skipped, can_be_found: bool
     record.reader.consume()
     if _is_short(record):
         return replace(skipped, reason="clipped")
-    if not can_be_found:
-        return replace(skipped, reason="no_offset")
     if head.url is None or clean_url(head.url, head.url) is None:
         return replace(skipped, reason="bad_url")
+    if not can_be_found:
+        return replace(skipped, reason="no_offset")
     return ImageRecord(head.url, record.stream_pos, head.media_type, record.content_length)
 
 

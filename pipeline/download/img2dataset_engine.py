@@ -54,7 +54,7 @@ class Img2Dataset(ShardStep):
             return _read_fates(Path(folder) / "out", rows.num_rows, spool, self.config.encode_format)
 
     def _columns(self, rows: pa.Table) -> list[str]:
-        more = [name for name in (self.config.hash_col, self.config.bbox_col) if name in rows.column_names]
+        more = [name for name in (self.config.hash_col, self.config.bbox_col) if name and name in rows.column_names]
         return ["url", "caption", *more]
 
     def _run(self, table: Path, out: Path) -> None:

@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.crawl.optout import image_opt_out
+from pipeline.crawl.urls import host_of
 from pipeline.crawl.warc import RecordError, read_record
 from pipeline.download.deny import DenyList
 from pipeline.download.shard import FAILED_DOWNLOAD, FAILED_RESIZE, SUCCESS, Fate, ShardStep
@@ -93,6 +95,7 @@ class Native(ShardStep):
                 )
                 body = (await record)[1]
             else:
+                # Held to the end of this call: its bytes count against the fetcher's budget for as long.
                 got = await self._fetcher.get(want.url)
                 body, status = got.body, got.status
                 if self.config.respect_opt_out:
@@ -155,15 +158,8 @@ class Native(ShardStep):
 
 def _by_turns(wanted: Sequence[Wanted]) -> Iterator[Wanted]:
     """Hosts take turns, so that one slow host does not hold every place."""
-    queues: dict[str, list[Wanted]] = {}
+    hosts: dict[str, list[Wanted]] = {}
     for want in wanted:
-        queues.setdefault(want.url.split("/", 3)[2] if want.url.count("/") >= 2 else "", []).append(want)
-    turns = [iter(queue) for queue in queues.values()]
-    while turns:
-        left = []
-        for turn in turns:
-            want = next(turn, None)
-            if want is not None:
-                yield want
-                left.append(turn)
-        turns = left
+        hosts.setdefault(host_of(want.url), []).append(want)
+    for turn in zip_longest(*hosts.values()):
+        yield from (want for want in turn if want is not None)
