@@ -237,9 +237,9 @@ def test_sweeping_and_committing_at_once_disturbs_no_commit(tmp_path: Path) -> N
     sweeper = threading.Thread(target=sweep)
     sweeper.start()
     try:
-        for number in range(300):
+        for number in range(150):
             storage.commit_bytes("file", b"%d" % number)
     finally:
         stop.set()
         sweeper.join()
-    assert storage.read("file") == b"299"
+    assert storage.read("file") == b"149"
