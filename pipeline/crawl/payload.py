@@ -14,7 +14,8 @@ from fastwarc.stream_io import ZstdReader
 
 _CHUNK_SIZE = re.compile(rb"\s*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\n]*)?\r?\n")
 _PIECE = 1 << 20
-_TEXT_OR_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF|\xef\xbb\xbf|[\t\r\n\f -\x7e\x80-\xff]{16}")
+_TEXT_OR_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF|\xef\xbb\xbf|\s*<|[\t\r\n\f -\x7e]{16}")
+_MAX_MEMBERS = 16  # of one gzip body; each costs a copy of what follows it
 
 
 class PayloadError(Exception):
@@ -75,15 +76,18 @@ def _inflate(raw: bytes, max_bytes: int) -> tuple[bytes, bool]:
 
 
 def _inflate_as(window_bits: int, raw: bytes, max_bytes: int) -> tuple[bytes, bool]:
-    body = b""
-    while True:
+    parts: list[bytes] = []
+    room = max_bytes
+    for _ in range(_MAX_MEMBERS):
         inflater = zlib.decompressobj(window_bits)
-        body += inflater.decompress(raw, max_bytes + 1 - len(body))
-        if len(body) > max_bytes:
+        parts.append(inflater.decompress(raw, room + 1))
+        room -= len(parts[-1])
+        if room < 0:
             raise PayloadError("too_large")
         raw = inflater.unused_data
         if not inflater.eof or raw[:2] != b"\x1f\x8b":
-            return body, inflater.eof
+            return b"".join(parts), inflater.eof
+    return b"".join(parts), False
 
 
 def _unbrotli(raw: bytes, max_bytes: int) -> tuple[bytes, bool]:

@@ -25,7 +25,7 @@ _PORTS = {"http": 80, "https": 443}
 _PATH_SAFE = "!$%&'()*+,-./:;=@[\\]_|~"
 _QUERY_SAFE = "!$%&()*+,-./:;=?@[\\]^_`{|}~"
 _NUMBER_LAST = re.compile(r"(?:^|\.)(?:\d+|0x[0-9a-f]*)\.?$")
-_BAD_HOST = re.compile(r"[\x00-\x20#%/:<>?@\[\\\]^|\x7f]")
+_HOST = re.compile(r"[a-z0-9._\-]+", re.ASCII)
 # What most references look like: nothing in them to encode, to fold or to cut off. No "." or ".." segment either.
 _PLAIN_PATH = r"(?:/(?!\.{1,2}(?:/|\?|$)|\.?%2[eE])[A-Za-z0-9!$%&'()*+,\-.:;=@_~]*+)"
 _PLAIN_QUERY = r"(?:\?[A-Za-z0-9!$%&()*+,\-./:;=?@_~]*+)?"
@@ -141,10 +141,12 @@ def _host(host: str) -> str | None:
         except ValueError:
             return None
     host = unquote(host)
-    if not host or len(host) > MAX_HOST_CHARS or _BAD_HOST.search(host):
+    if len(host) > MAX_HOST_CHARS:
         return None
     try:
         host = host.lower() if host.isascii() else idna.encode(host, uts46=True).decode("ascii")
+        if not _HOST.fullmatch(host):
+            return None
         # As browsers do: 0x7f000001 is 127.0.0.1, so one address has one spelling.
         return socket.inet_ntoa(socket.inet_aton(host)) if _NUMBER_LAST.search(host) else host
     except (idna.IDNAError, UnicodeError, OSError):

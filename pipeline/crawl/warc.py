@@ -45,13 +45,14 @@ log = logging.getLogger(__name__)
 _MAGICS = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"WARC/")
 _BEGIN = re.compile(b"|".join(map(re.escape, _MAGICS)))
 _PLAIN_BEGIN = re.compile(rb"WARC/\d")
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+_HTML = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*+(?:<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+)
 _SCAN_BYTES = 1 << 20
 _FATES = {
     int(WarcRecordType.conversion): "conversion",
     int(WarcRecordType.continuation): "clipped",
 }
-
 
 Found = PageRecord | ImageRecord | WatRecord | Skipped
 
