@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import socket
 import time
 from collections import OrderedDict
@@ -57,12 +58,11 @@ class Names(AbstractResolver):
     """
 
     def __init__(self, servers: Sequence[str] = (), *, timeout_s: float = 5.0, concurrency: int = 128) -> None:
-        # c-ares doubles the timeout with each try: three fill timeout_s, which cuts off the fourth. It is there
-        # because rubbish from a server costs every question under way one of its tries.
+        # c-ares doubles the timeout with each try: three nearly fill timeout_s.
         self._dns = aiodns.DNSResolver(
             nameservers=list(servers) or None,
             timeout=timeout_s / 8,
-            tries=4,
+            tries=3,
             flags=pycares.ARES_FLAG_NOSEARCH,
             lookups="fb",  # /etc/hosts first
         )
@@ -121,11 +121,13 @@ class Names(AbstractResolver):
         try:
             async with asyncio.timeout(self._timeout_s):
                 try:
-                    return await self._ask(host, socket.AF_INET)
+                    return await self._ask(host)
                 except aiodns.error.DNSError as error:
-                    if error.args[0] != pycares.errno.ARES_ENODATA:
+                    if error.args[0] in _NO_SUCH_NAME:
                         raise
-                    return await self._ask(host, socket.AF_INET6)
+                # Once more, at another moment for each: a stumbling server fails all questions under way at once.
+                await asyncio.sleep(self._timeout_s * random.uniform(0.02, 0.2))
+                return await self._ask(host)
         except TimeoutError:
             return _failure(TROUBLE, is_final=False)
         except aiodns.error.DNSError as error:
@@ -135,7 +137,15 @@ class Names(AbstractResolver):
         except UnicodeError:
             return _failure("not a host name", is_final=True)
 
-    async def _ask(self, host: str, family: socket.AddressFamily) -> _Found:
+    async def _ask(self, host: str) -> _Found:
+        try:
+            return await self._ask_for(host, socket.AF_INET)
+        except aiodns.error.DNSError as error:
+            if error.args[0] != pycares.errno.ARES_ENODATA:
+                raise
+            return await self._ask_for(host, socket.AF_INET6)
+
+    async def _ask_for(self, host: str, family: socket.AddressFamily) -> _Found:
         result = await self._dns.getaddrinfo(host, family=family, type=socket.SOCK_STREAM)
         addresses = dict.fromkeys(node.addr[0].decode("ascii") for node in result.nodes)
         if not addresses:

@@ -76,7 +76,7 @@ ILLS: Mapping[str, Ill] = {
     "deflate_bomb": Ill("too_large", coded(lambda: bodies.zeros_deflated(1 << 30), "deflate")),
     "brotli_bomb": Ill("too_large", coded(bodies.brotli_bomb, "br")),
     "endless_empty_members": Ill(
-        "too_large", repeats(head(Content_Encoding="gzip", Connection="close"), bodies.gzip(b"") * 3_000)
+        "bad_encoding", repeats(head(Content_Encoding="gzip", Connection="close"), bodies.gzip(b"") * 3_000)
     ),
     "big_header": Ill("headers_too_large", repeats(_STATUS + b"X-Filler: ", b"x" * 100_000, times=100)),
     "many_headers": Ill("headers_too_large", repeats(_STATUS, b"X-Filler: %s\r\n" % (b"x" * 50) * 1_000, times=160)),
