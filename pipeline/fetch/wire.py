@@ -8,6 +8,7 @@ the packets' timing. All four are settled in the protocol class, which the conne
 from __future__ import annotations
 
 import functools
+import resource
 import ssl
 from collections import OrderedDict
 from functools import lru_cache
@@ -16,11 +17,13 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from infra.errors import UsageError
 from pipeline.fetch.addresses import AddressGuard
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.names import Names
 
 IDLE_S = 15.0
+OTHER_FILES = 256  # what else a worker has open
 
 
 class HeadTooLargeError(aiohttp.ClientError):
@@ -165,7 +168,11 @@ def _end_of_head(seam: bytes, data: bytes) -> int:
 
 
 def open_session(config: FetchConfig, names: Names, guard: AddressGuard) -> aiohttp.ClientSession:
-    """A session that obeys the bounds of `config`: no cookies, no proxies, no redirects or encodings of its own."""
+    """A session that obeys the bounds of `config`: no cookies, no proxies, no redirects or encodings of its own.
+
+    Raises UsageError where this machine does not allow so many open connections.
+    """
+    _allow_files(config.connections + OTHER_FILES)
     connector = aiohttp.TCPConnector(
         limit=0,  # the fetcher counts, before the deadline of an attempt begins
         resolver=names,
@@ -187,6 +194,18 @@ def open_session(config: FetchConfig, names: Names, guard: AddressGuard) -> aioh
         max_field_size=config.max_header_bytes,
         max_headers=config.max_header_bytes // 4,  # no header is shorter: a:CRLF
     )
+
+
+def _allow_files(num_files: int) -> None:
+    """Raise the process's limit of open files. Beyond it every further connection would fail, and seem the host's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != soft < num_files:
+        if resource.RLIM_INFINITY != hard < num_files:
+            raise UsageError(
+                f"--connections {num_files - OTHER_FILES}: this machine allows a process {hard} open files; "
+                f"give at most {max(1, hard - OTHER_FILES)}, or raise `ulimit -n`"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, hard))
 
 
 @lru_cache
