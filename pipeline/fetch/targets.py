@@ -47,7 +47,7 @@ def _checked(url: str | None, text: str, reason: str) -> URL:
         scheme = _SCHEME.match(text)
         if scheme and scheme[1].lower() not in ("http", "https"):
             raise FetchError("blocked_scheme", f"{scheme[1].lower()}: is not fetched")
-        raise FetchError(reason, f"not an http(s) address: {text[:200]!r}")
+        raise FetchError(reason, "not a valid http(s) address")
     target = URL(url, encoded=True)
     if target.port in BAD_PORTS:
         raise FetchError("blocked_port", f"port {target.port} is never asked")
