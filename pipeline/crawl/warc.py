@@ -65,7 +65,8 @@ def read_archive(
     Raises what the stream raises; nothing for what is wrong in the data.
     """
     reader = _Reader(stream, max_page_bytes, sources)
-    num_failures, is_told = 0, reader.is_empty
+    num_failures = num_damages = 0
+    is_told = reader.is_empty
     while num_failures < MAX_FAILURES:
         fault = None
         try:
@@ -78,11 +79,13 @@ def read_archive(
         # One place, one fate, however often a next record is looked for there.
         if not is_told and (fault is not None or not reader.has_read):
             is_told = True
-            log.warning("archive=%s after=%d damaged=%s", path, reader.offset, fault or "cut short")
+            num_damages += 1
             yield Skipped("clipped" if fault is None else "bad_record", max(reader.offset, reader.start))
         if not reader.skip_ahead(is_damaged=fault is not None):
-            return
-    log.warning("archive=%s after=%d gave up the rest: nothing but damage", path, reader.offset)
+            break
+    if num_damages:
+        gave_up = num_failures == MAX_FAILURES
+        log.warning("archive=%s damages=%d last=%d gave_up=%s", path, num_damages, reader.offset, gave_up)
 
 
 def read_record(
