@@ -1,4 +1,4 @@
-"""The bytes of all bodies in memory: beyond the budget further reading waits, but for the eldest reader."""
+"""The bytes of all bodies in memory: beyond the budget further reading waits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from collections import OrderedDict
 class ByteBudget:
     """Counts the bytes of bodies, from when they are read until whoever asked for them has let go of them.
 
-    The eldest of the bodies being read never waits, so there is always one that gets on: no deadlock, whatever
-    callers keep. So max_bytes and one body are held at most. Belongs to one event loop.
+    At most max_bytes and one body are held. Half-read bodies never wait for each other for good: the eldest goes on
+    when no complete one is left to be let go of. Whoever keeps complete ones for good, and asks for more than the
+    budget, waits for himself. Belongs to one event loop.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
+        self._num_kept = 0  # of complete bodies
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._readers: OrderedDict[Share, None] = OrderedDict()
@@ -42,44 +44,54 @@ class Share:
         """The body is about to be read."""
         self._budget._readers[self] = None
 
-    async def take(self, num_bytes: int) -> None:
-        """Count further bytes, when the budget allows."""
+    def take(self, num_bytes: int) -> bool:
+        """Count further bytes, if the budget allows."""
         budget = self._budget
-        while budget.num_bytes + num_bytes > budget.max_bytes and next(iter(budget._readers)) is not self:
-            turn = budget._loop.create_future()
-            budget._waiting.add(turn)
+        if budget.num_bytes + num_bytes > budget.max_bytes:
+            is_eldest = next(iter(budget._readers)) is self
+            if not is_eldest or budget._num_kept:
+                return False
+        budget.num_bytes += num_bytes
+        self._num_bytes += num_bytes
+        return True
+
+    async def wait_and_take(self, num_bytes: int) -> None:
+        """Count further bytes, when the budget allows."""
+        waiting = self._budget._waiting
+        while not self.take(num_bytes):
+            turn = self._budget._loop.create_future()
+            waiting.add(turn)
             try:
                 await turn
             finally:
-                budget._waiting.discard(turn)
-        budget.num_bytes += num_bytes
-        self._num_bytes += num_bytes
-
-    def end(self) -> None:
-        """The body is complete, and still held: the next one is the eldest."""
-        self._budget._readers.pop(self, None)
-        self._wake()
+                waiting.discard(turn)
 
     def give_back(self) -> None:
-        """The bytes are no longer held."""
+        """The body was given up."""
         self._budget.num_bytes -= self._num_bytes
         self._num_bytes = 0
-        self.end()
+        self._end()
 
     def give_back_with(self, holder: object) -> None:
-        """Give back when `holder`, which holds the bytes, is gone."""
-        self.end()
+        """The body is complete. Its bytes come back when `holder`, which has them, is gone."""
         if self._num_bytes:
-            weakref.finalize(holder, self._give_back_from_anywhere).atexit = False
+            self._budget._num_kept += self._num_bytes
+            weakref.finalize(holder, self._let_go_from_anywhere).atexit = False
+        self._end()
 
-    def _give_back_from_anywhere(self) -> None:
+    def _let_go_from_anywhere(self) -> None:
         if threading.get_ident() == self._budget._thread:
-            self.give_back()
+            self._let_go()
         else:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and the budget with it
-                self._budget._loop.call_soon_threadsafe(self.give_back)
+                self._budget._loop.call_soon_threadsafe(self._let_go)
 
-    def _wake(self) -> None:
+    def _let_go(self) -> None:
+        self._budget._num_kept -= self._num_bytes
+        self.give_back()
+
+    def _end(self) -> None:
+        self._budget._readers.pop(self, None)
         for turn in self._budget._waiting:
             if not turn.done():
                 turn.set_result(None)

@@ -141,7 +141,7 @@ class Fetcher:
                         gate.note_answer(is_refusal=error.status in (429, 503))
                     raise
                 finally:
-                    spent_s = self._now() - start
+                    spent_s = self._now() - start - visit.take_waited_s()
                     visit.left_s -= spent_s
                     visit.patience_s -= spent_s
         finally:
@@ -151,7 +151,7 @@ class Fetcher:
         """One request and its answer: 200 or a redirect. Raises FetchError."""
         handler: BoundedHandler | None = None
         try:
-            async with asyncio.timeout(min(visit.left_s, visit.patience_s)):
+            async with asyncio.timeout(min(visit.left_s, visit.patience_s)) as visit.deadline:
                 headers = self._request_headers(visit.accept)
                 response = await self._session.get(target, headers=headers, allow_redirects=False)
                 try:
@@ -159,7 +159,7 @@ class Fetcher:
                     if connection is not None:
                         handler = cast(BoundedHandler, connection.protocol)
                         handler.max_body_bytes = 2 * visit.limit + self.config.max_header_bytes
-                    return await _take(response, visit)
+                    return await self._take(response, visit)
                 except BaseException:
                     response.close()
                     raise
@@ -174,6 +174,50 @@ class Fetcher:
         except Exception as error:
             visit.share.give_back()
             raise explain_failure(error, handler) from error
+
+    async def _take(self, response: ClientResponse, visit: _Visit) -> _Answer:
+        status = response.status
+        if status == 200:
+            return _Answer(status, response.headers, await self._read_body(response, visit))
+        # A short page that came with its head leaves the connection open. No other is worth waiting for.
+        response.release()
+        if status in REDIRECTS:
+            return _Answer(status, response.headers, b"")
+        raise FetchError(f"http_{status}", response.reason or "", status=status, headers=response.headers)
+
+    async def _read_body(self, response: ClientResponse, visit: _Visit) -> bytes:
+        headers, limit, share = response.headers, visit.limit, visit.share
+        if (response.content_length or 0) > limit:
+            raise _too_large(response, limit)
+        pieces: list[bytes] = []
+        num_coded_bytes = num_bytes = 0
+        share.begin()
+        try:
+            undo = decoder(headers["Content-Encoding"]) if "Content-Encoding" in headers else None
+            while data := await response.content.readany():
+                num_coded_bytes += len(data)
+                for piece in (data,) if undo is None else undo.feed(data):
+                    num_bytes += len(piece)
+                    if max(num_coded_bytes, num_bytes) > limit:
+                        raise _too_large(response, limit)
+                    if not share.take(len(piece)):
+                        await self._wait_for_memory(visit, len(piece))
+                    pieces.append(piece)
+            if undo is not None:
+                undo.finish()
+        except CodingError as error:
+            raise FetchError("bad_encoding", str(error), status=response.status, headers=headers) from None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _wait_for_memory(self, visit: _Visit, num_bytes: int) -> None:
+        """That our memory is full is not the host's fault: the attempt's deadline stands still, for a time."""
+        began, deadline = self._now(), visit.deadline
+        assert deadline is not None
+        left_s = (deadline.when() or began) - began
+        deadline.reschedule(began + self.config.total_timeout_s)
+        await visit.share.wait_and_take(num_bytes)
+        deadline.reschedule(self._now() + left_s)
+        visit.waited_s += self._now() - began
 
     def _pause_s(self, error: FetchError, visit: _Visit) -> float:
         """How long to wait before another attempt. Raises the failure where there is to be none."""
@@ -213,7 +257,10 @@ class Fetcher:
 
 @dataclass(slots=True)
 class _Visit:
-    """One call of get: what it wants, and what is left of its time. left_s: of the attempt; patience_s: of all."""
+    """One call of get: what it wants, and what is left of its time. left_s: of the attempt; patience_s: of all.
+
+    deadline: of the request under way. share: its part of the byte budget.
+    """
 
     limit: int
     accept: str
@@ -223,6 +270,13 @@ class _Visit:
     left_s: float = 0.0
     num_attempts: int = 0
     gate: Gate | None = None
+    deadline: asyncio.Timeout | None = None
+    waited_s: float = 0.0
+
+    def take_waited_s(self) -> float:
+        """Seconds that reading has waited for memory since last asked."""
+        waited_s, self.waited_s = self.waited_s, 0.0
+        return waited_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,41 +284,6 @@ class _Answer:
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
-
-
-async def _take(response: ClientResponse, visit: _Visit) -> _Answer:
-    status = response.status
-    if status == 200:
-        return _Answer(status, response.headers, await _read_body(response, visit))
-    # A short page that came with its head leaves the connection open. No other is worth waiting for.
-    response.release()
-    if status in REDIRECTS:
-        return _Answer(status, response.headers, b"")
-    raise FetchError(f"http_{status}", response.reason or "", status=status, headers=response.headers)
-
-
-async def _read_body(response: ClientResponse, visit: _Visit) -> bytes:
-    headers, limit, share = response.headers, visit.limit, visit.share
-    if (response.content_length or 0) > limit:
-        raise _too_large(response, limit)
-    pieces: list[bytes] = []
-    num_coded_bytes = num_bytes = 0
-    share.begin()
-    try:
-        undo = decoder(headers["Content-Encoding"]) if "Content-Encoding" in headers else None
-        while data := await response.content.readany():
-            num_coded_bytes += len(data)
-            for piece in (data,) if undo is None else undo.feed(data):
-                num_bytes += len(piece)
-                if max(num_coded_bytes, num_bytes) > limit:
-                    raise _too_large(response, limit)
-                await share.take(len(piece))
-                pieces.append(piece)
-        if undo is not None:
-            undo.finish()
-    except CodingError as error:
-        raise FetchError("bad_encoding", str(error), status=response.status, headers=headers) from None
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _too_large(response: ClientResponse, limit: int) -> FetchError:

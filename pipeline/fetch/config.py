@@ -44,7 +44,7 @@ class FetchConfig(Config):
         gt=0,
     )
     backoff_s: float = tuning(0.5, "Pause before the second attempt; doubles with each further one.", ge=0)
-    connections: int = tuning(256, "Connections of one worker open at the same time.", gt=0)
+    connections: int = tuning(512, "Connections of one worker open at the same time.", gt=0)
     per_host: int = tuning(8, "Requests of one worker to one host at the same time.", gt=0)
     delay_s: float = tuning(0.0, "Pause between the starts of a worker's requests to one host, in seconds.", ge=0)
     max_bytes_in_flight: int = tuning(
@@ -54,7 +54,7 @@ class FetchConfig(Config):
         (), "Name servers, as address or address:port; may be given several times. Unset: the system's."
     )
     dns_timeout_s: float = tuning(5.0, "Seconds for the lookup of one name.", gt=0)
-    dns_concurrency: int = tuning(128, "Names that one worker looks up at the same time.", gt=0)
+    dns_concurrency: int = tuning(256, "Names that one worker looks up at the same time.", gt=0)
     ca_file: str | None = tuning(None, "PEM file of further certificate authorities to trust, for private ones.")
 
     @property
