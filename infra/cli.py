@@ -51,7 +51,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ray", "ray_address", metavar="ADDRESS", help="A running Ray cluster.  [default: a Ray here]"),
         click.option("--limit", type=click.IntRange(min=1), help="Run at most this many shards (rounds, archives)."),
         click.option("--dry-run", is_flag=True, help="Say what would be done, and stop."),
-        click.option("--attempts", type=click.IntRange(min=1), default=3, show_default=True,
+        click.option("--shard-attempts", type=click.IntRange(min=1), default=3, show_default=True,
                      help="Tries of a failing shard before it is quarantined."),
         click.option("--max-quarantined", type=click.FloatRange(0, 1), default=0.0, show_default=True,
                      help="Fraction of shards that may be given up before the command fails."),
@@ -64,7 +64,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def options_of(values: Mapping[str, Any]) -> RunOptions:
     """The RunOptions among a command's values."""
-    return RunOptions(values["limit"], values["attempts"], values["max_quarantined"])
+    return RunOptions(values["limit"], values["shard_attempts"], values["max_quarantined"])
 
 
 @contextmanager

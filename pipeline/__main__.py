@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from infra import cli
+from infra.cli import CONTEXT, open_executor, options_of, print_json, run_main, run_options
 from infra.errors import UsageError
-from infra.jobs import RunOptions
 from infra.options import CommaList, config_options, given
 from infra.progress import Progress
 from pipeline.crawl.config import CrawlConfig
@@ -34,7 +32,7 @@ def _is_word(word: str) -> bool:
 SPREAD: dict[str, Callable[[str], bool]] = {"--allow-network": _is_network, "--seed": _is_word, "--warc": _is_word}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings=CONTEXT)
 def main() -> None:
     """Turn web pages into image-text shards that any WebDataset reader opens.
 
@@ -48,24 +46,6 @@ def main() -> None:
     Every command can be killed at any moment and run again: finished work is skipped, and the result is the same,
     byte for byte. Exit codes: 0 done, 1 failed or too much quarantined, 2 wrong usage.
     """
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that runs over shards."""
-    options = [
-        click.option("--local", is_flag=True, help="Run in this process, without Ray."),
-        click.option("--ray", "ray_address", metavar="ADDRESS", help="A running Ray cluster.  [default: a Ray here]"),
-        click.option("--limit", type=click.IntRange(min=1), help="Run at most this many shards (rounds, archives)."),
-        click.option("--dry-run", is_flag=True, help="Say what would be done, and stop."),
-        click.option("--shard-attempts", type=click.IntRange(min=1), default=3, show_default=True,
-                     help="Tries of a failing shard before it is quarantined."),
-        click.option("--max-quarantined", type=click.FloatRange(0, 1), default=0.0, show_default=True,
-                     help="Fraction of shards that may be given up before the command fails."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @main.command()
@@ -90,9 +70,9 @@ def crawl(seeds: tuple[str, ...], warcs: tuple[str, ...], out: str, **values: An
     if values["dry_run"]:
         _say_plan(crawling.plan_text(dataset, config, seeds, warcs), values["as_json"])
         return
-    with _executor(values) as executor:
+    with open_executor(values) as executor:
         results = crawling.crawl(
-            dataset, config, executor, seeds=seeds, warcs=warcs, options=_options(values), progress=Progress()
+            dataset, config, executor, seeds=seeds, warcs=warcs, options=options_of(values), progress=Progress()
         )
     _say_results(results, crawling.summary(results, dataset), values["as_json"])
 
@@ -127,9 +107,9 @@ def download(tables: tuple[str, ...], out: str, retry: tuple[str, ...], unsafe_e
     if values["dry_run"]:
         _say_plan(downloading.plan_text(dataset, config, tables), values["as_json"])
         return
-    with _executor(values) as executor:
+    with open_executor(values) as executor:
         results = downloading.download(
-            dataset, config, tables, executor, options=_options(values), retry=retry, progress=Progress()
+            dataset, config, tables, executor, options=options_of(values), retry=retry, progress=Progress()
         )
     _say_results(results, downloading.summary(results, dataset), values["as_json"])
 
@@ -150,10 +130,10 @@ def run_(recipe: str, settings: tuple[str, ...], **values: Any) -> None:
     if values["dry_run"]:
         _say_plan(running.plan_recipe(loaded), values["as_json"])
         return
-    with _executor(values) as executor:
-        facts = running.run_recipe(loaded, executor, _options(values), Progress())
+    with open_executor(values) as executor:
+        facts = running.run_recipe(loaded, executor, options_of(values), Progress())
     if values["as_json"]:
-        _print_json(facts)
+        print_json(facts)
     else:
         for line in running.fact_lines(facts):
             click.echo(line)
@@ -169,7 +149,7 @@ def status(dataset: str, as_json: bool) -> None:
 
     steps = read_status(Dataset(dataset))
     if as_json:
-        _print_json({step.step: step.as_json() for step in steps})
+        print_json({step.step: step.as_json() for step in steps})
         return
     for step in steps:
         counts = step.counts
@@ -191,35 +171,14 @@ def report(dataset: str, out: str, as_json: bool) -> None:
 
     facts = write_report(dataset, out)
     if as_json:
-        _print_json({**facts, "paths": [out]})
+        print_json({**facts, "paths": [out]})
     else:
         click.echo(f"report: {out}")
 
 
-class _executor:
-    """The executor that --local or --ray asks for, closed at the end."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        from infra.executors import LocalExecutor, RayExecutor
-
-        if values["local"] and values["ray_address"]:
-            raise UsageError("give --local or --ray ADDRESS, not both")
-        self._executor = LocalExecutor() if values["local"] else RayExecutor(values["ray_address"])
-
-    def __enter__(self) -> Any:
-        return self._executor
-
-    def __exit__(self, *error: object) -> None:
-        self._executor.close()
-
-
-def _options(values: dict[str, Any]) -> RunOptions:
-    return RunOptions(values["limit"], values["shard_attempts"], values["max_quarantined"])
-
-
 def _say_plan(lines: Sequence[str], as_json: bool) -> None:
     if as_json:
-        _print_json({"plan": list(lines)})
+        print_json({"plan": list(lines)})
         return
     for line in lines:
         click.echo(line)
@@ -227,7 +186,7 @@ def _say_plan(lines: Sequence[str], as_json: bool) -> None:
 
 def _say_results(results: Sequence[Any], facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     from pipeline.run import result_lines
 
@@ -235,14 +194,5 @@ def _say_results(results: Sequence[Any], facts: dict[str, Any], as_json: bool) -
         click.echo(line)
 
 
-def _print_json(values: Any) -> None:
-    click.echo(json.dumps(values, ensure_ascii=False))
-
-
-def run_main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run; returns the exit code."""
-    return cli.run_main(main, "python -m pipeline", argv, SPREAD)
-
-
 if __name__ == "__main__":
-    sys.exit(run_main())
+    sys.exit(run_main(main, "python -m pipeline", takes=SPREAD))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,10 +79,28 @@ def run_recipe(recipe: Recipe, executor: Executor, options: RunOptions, progress
         if recipe.download is not None:
             stored = download(dataset, recipe.download, tables_of(recipe), executor, options=options, progress=progress)
             facts["download"] = download_summary(stored, dataset)
+    facts |= _in_all(facts)
     if recipe.report is not None:
         write_report(recipe.dataset, recipe.report.out)
         facts["report"] = str(Path(recipe.report.out).resolve())
     return facts
+
+
+def _in_all(facts: dict[str, Any]) -> dict[str, Any]:
+    """rows_in, rows_out, dropped and paths of the whole run: one count where the download took what the crawl gave."""
+    parts = [facts[part] for part in ("crawl", "download") if part in facts]
+    if not parts:
+        return {}
+    last = parts[-1]
+    if len(parts) == 2 and parts[0]["rows_out"] == last["rows_in"]:
+        dropped = Counter(parts[0]["dropped"]) + Counter(last["dropped"])
+        return {
+            "rows_in": parts[0]["rows_in"],
+            "rows_out": last["rows_out"],
+            "dropped": dropped,
+            "paths": last["paths"],
+        }
+    return {name: last[name] for name in ("rows_in", "rows_out", "dropped", "paths")}
 
 
 def plan_recipe(recipe: Recipe) -> list[str]:

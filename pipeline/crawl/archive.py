@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
 
 from infra.dataset import Dataset
 from infra.jobs import Job, Outcome, Resources
@@ -15,7 +15,7 @@ from pipeline.crawl.html import parse_page
 from pipeline.crawl.optout import page_opt_out
 from pipeline.crawl.tables import Harvest
 from pipeline.crawl.urls import host_of
-from pipeline.crawl.warc import ImageRecord, PageRecord, Skipped, WatRecord, archive_size, open_archive, read_archive
+from pipeline.crawl.warc import Found, ImageRecord, Skipped, WatRecord, archive_size, open_archive, read_archive
 
 
 class Archives:
@@ -60,13 +60,16 @@ class Archives:
         harvest = Harvest()
         fates: Counter[str] = Counter()
         with open_archive(path) as stream:
-            for record in read_archive(stream, path, max_page_bytes=self.config.max_page_bytes):
+            for record in self._read(stream, path):
                 fates[self._take(record, path, harvest)] += 1
         files = harvest.write(self.dataset.storage, job.id)
         num_pages = fates.pop("ok", 0)
         return Outcome(Counts(num_pages + sum(fates.values()), num_pages, fates, harvest.tally), tuple(files))
 
-    def _take(self, record: PageRecord | ImageRecord | WatRecord | Skipped, path: str, harvest: Harvest) -> str:
+    def _read(self, stream: IO[bytes], path: str) -> Iterator[Found]:
+        return read_archive(stream, path, max_page_bytes=self.config.max_page_bytes, sources=self.config.captions)
+
+    def _take(self, record: Found, path: str, harvest: Harvest) -> str:
         """Add a record to the harvest. Returns its fate."""
         if isinstance(record, Skipped):
             if record.url is not None and record.is_page:
@@ -82,8 +85,9 @@ class Archives:
             page = record.page
         else:
             page = parse_page(
-                record.body, url=record.url, content_type=record.content_type, sources=self.config.captions
-            )
+                record.body, url=record.url, content_type=record.content_type, sources=self.config.captions,
+                content_language=record.content_language, with_links=False,
+            )  # fmt: skip
         place: dict[str, Any] = {"url": record.url, "host": host_of(record.url), "status": record.status}
         place |= {"warc_path": path, "warc_offset": record.offset}
         if page.fault is not None:

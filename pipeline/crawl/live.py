@@ -22,7 +22,7 @@ from infra.tables import read_table, write_table
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.frontier import Scope
 from pipeline.crawl.html import clean_url, parse_page
-from pipeline.crawl.optout import TdmRules, page_opt_out, tdm_reserved, tdm_rules
+from pipeline.crawl.optout import TdmRules, links_refused, page_opt_out, tdm_reserved, tdm_rules
 from pipeline.crawl.robots import Robots, parse_sitemap
 from pipeline.crawl.tables import LINKS, Harvest
 from pipeline.fetch.client import Fetched, Fetcher
@@ -161,19 +161,22 @@ class _Bucket:
 
     def _take_page(self, row: dict[str, Any], got: Fetched, rules: HostRules) -> None:
         content_type = got.headers.get("Content-Type")
-        page = parse_page(got.body, url=row["url"], content_type=content_type, sources=self.config.captions)
+        page = parse_page(
+            got.body, url=row["url"], content_type=content_type, sources=self.config.captions,
+            content_language=got.headers.get("Content-Language"),
+        )  # fmt: skip
+        headers = list(got.headers.items())
         place = {"url": row["url"], "host": row["host"], "depth": row["depth"], "status": got.status}
         if page.fault is not None:
             self.harvest.drop_page(**place, reason=page.fault)
             return
         refused = None
         if self.config.respect_opt_out:
-            headers = list(got.headers.items())
             refused = page_opt_out(headers, page.meta_robots, self.config.agent_token)
             if refused is None and rules.tdm is not None and tdm_reserved(rules.tdm, urlsplit(row["url"]).path):
                 refused = "tdm-reservation by /.well-known/tdmrep.json"
         self.harvest.add_page(page, **place, opt_out=refused)
-        if not page.nofollow:
+        if not (self.config.respect_robots and links_refused(headers, page.meta_robots, self.config.agent_token)):
             for link in page.links:
                 self.links.add(self.scope.link(link, row["depth"] + 1))
 

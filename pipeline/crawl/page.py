@@ -36,14 +36,3 @@ class Page:
     num_img: int = 0
     num_img_with_alt: int = 0
     fault: str | None = None
-
-    @property
-    def nofollow(self) -> bool:
-        """Does the page ask every robot not to follow its links?"""
-        words = {
-            word
-            for name, content in self.meta_robots
-            if name == "robots"
-            for word in content.lower().replace(",", " ").split()
-        }
-        return bool(words & {"nofollow", "none"})

@@ -30,8 +30,8 @@ from pipeline.crawl.urls import MAX_URL_CHARS, clean_url
 from pipeline.crawl.wat import WatError, parse_wat
 
 __all__ = [
-    "ImageRecord", "PageRecord", "RecordError", "Skipped", "WatRecord", "archive_size", "expand_paths", "open_archive",
-    "read_archive", "read_record",
+    "Found", "ImageRecord", "PageRecord", "RecordError", "Skipped", "WatRecord", "archive_size", "expand_paths",
+    "open_archive", "read_archive", "read_record",
 ]  # fmt: skip
 
 MAX_PAGE_BYTES = 16 << 20

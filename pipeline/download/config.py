@@ -30,7 +30,9 @@ class DownloadConfig(FetchConfig, ImageConfig):
     deny: str | None = Field(
         None, description="File of what must not be stored, a line each: url:…, domain:…, sha256:…, phash:…[/distance]."
     )
-    threads: int | None = tuning(None, "Threads that decode and resize; unset: one for each CPU of the worker.")
+    threads: int | None = tuning(
+        None, "Threads that decode and resize; unset: --cpus-per-worker, or all CPUs with --local."
+    )
     cpus_per_worker: float = tuning(1.0, "CPUs that Ray reserves for a worker.", gt=0)
 
     @field_validator("deny")

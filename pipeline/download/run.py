@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
@@ -11,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.executors import Executor
+from infra.executors import Executor, LocalExecutor
 from infra.jobs import RunOptions, Step, StepResult, require, run_jobs
 from infra.ledger import Counts
 from infra.progress import Progress
-from infra.tables import connect, read_table, urls, write_table
+from infra.tables import connect, urls, write_table
 from pipeline.download.config import DownloadConfig
 from pipeline.download.inputs import expand_tables, identify
 from pipeline.download.native import Native
-from pipeline.download.split import Duplicates, Split, add_inputs, input_table, known_inputs
+from pipeline.download.split import Duplicates, Split, add_inputs, known_inputs, read_input
 from pipeline.fetch.errors import matches_retry
 
 
@@ -39,6 +40,8 @@ def download(
     Raises FingerprintError for other settings, StepError where too much was quarantined.
     """
     options = options or RunOptions()
+    if isinstance(executor, LocalExecutor) and config.threads is None:
+        config = config.model_copy(update={"threads": os.cpu_count()})
 
     def run(step: Step, limit: int | None = None) -> StepResult:
         result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=progress)
@@ -83,7 +86,7 @@ def add_retry(dataset: Dataset, config: DownloadConfig, reasons: Sequence[str]) 
     for shard, failures in _last_failures(dataset):
         wanted = {uid: reason for uid, reason in failures if matches_retry(reasons, reason)}
         if wanted:
-            rows = read_table(dataset.storage, input_table(shard))
+            rows = read_input(dataset, shard)
             parts.append(rows.filter(pa.array([uid in wanted for uid in rows["uid"].to_pylist()], pa.bool_())))
             retried.update(wanted.values())
     if not parts:

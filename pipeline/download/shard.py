@@ -22,10 +22,10 @@ from infra.jobs import Job, Outcome, Resources
 from infra.ledger import Counts
 from infra.sample import UID_BYTES
 from infra.shards import ShardWriter, sample_json
-from infra.tables import read_table, write_table
+from infra.tables import write_table
 from pipeline.download.config import DownloadConfig
 from pipeline.download.deny import DenyList
-from pipeline.download.split import duplicates_table, input_table
+from pipeline.download.split import duplicates_table, input_table, read_input
 
 SUCCESS = "success"
 FAILED_DOWNLOAD = "failed_to_download"
@@ -95,10 +95,7 @@ class ShardStep:
     def run(self, job: Job) -> Outcome:
         """Fetch, convert and publish shard `job.id`. Rows in = rows of its input table without the repeated ones."""
         started = time.time()
-        rows = read_table(self.dataset.storage, input_table(job.id))
-        if job.payload["duplicates"] is not None:
-            repeated = read_table(self.dataset.storage, duplicates_table(job.id))["row"].to_pylist()
-            rows = _without(rows, repeated)
+        rows = read_input(self.dataset, job.id)
         with tempfile.TemporaryFile() as spool:
             fates = self.find_fates(rows, spool)
             return self._publish(job.id, rows, fates, spool, started)
@@ -155,11 +152,6 @@ def _shard_table(rows: pa.Table, keys: Sequence[str], fates: Sequence[Fate]) -> 
     }
     columns |= {name: rows[name] for name in rows.column_names if name not in columns}
     return pa.table(columns)
-
-
-def _without(rows: pa.Table, dropped: Sequence[int]) -> pa.Table:
-    gone = set(dropped)
-    return rows.take(pa.array([row for row in range(rows.num_rows) if row not in gone], pa.int64()))
 
 
 def _stats(shard: str, fates: Sequence[Fate], statuses: Mapping[str, int], started: float) -> bytes:

@@ -20,7 +20,7 @@ from infra.jobs import Job, Outcome, Resources
 from infra.ledger import Counts
 from infra.sample import UID_BYTES
 from infra.storage import Committed
-from infra.tables import connect, urls, write_table
+from infra.tables import connect, read_table, urls, write_table
 from pipeline.download.config import DownloadConfig
 from pipeline.download.inputs import identify, read_rows
 
@@ -93,6 +93,16 @@ def input_table(shard: str) -> str:
 def duplicates_table(shard: str) -> str:
     """Name of the list of a shard's repeated rows; absent where there are none."""
     return f"inputs/duplicates/{shard}.parquet"
+
+
+def read_input(dataset: Dataset, shard: str) -> pa.Table:
+    """The rows that a shard stores: its input table without the repeated ones."""
+    rows = read_table(dataset.storage, input_table(shard))
+    try:
+        repeated = set(read_table(dataset.storage, duplicates_table(shard), ["row"])["row"].to_pylist())
+    except FileNotFoundError:
+        return rows
+    return rows.take(pa.array([row for row in range(rows.num_rows) if row not in repeated], pa.int64()))
 
 
 class Split:

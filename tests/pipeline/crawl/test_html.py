@@ -129,7 +129,6 @@ def test_the_head_is_read() -> None:
     assert (page.title, page.lang, page.licence) == ("A b", "de", "http://e.example/licence")
     assert page.canonical_url == "http://e.example/c"
     assert page.meta_robots == (("robots", "noai, NOFOLLOW"),)
-    assert page.nofollow
     assert page.candidates[0].licence == "http://e.example/licence"
 
 
