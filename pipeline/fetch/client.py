@@ -25,6 +25,8 @@ from pipeline.fetch.names import TROUBLE, Names
 from pipeline.fetch.targets import parse_target, redirect_target
 from pipeline.fetch.wire import BoundedHandler, open_session
 
+# Each costs a whole deadline, and stalled hosts set the pace of a shard of many hosts.
+TIMEOUT_ATTEMPTS = 2
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -231,7 +233,10 @@ class Fetcher:
         pause_s = max(pause_s, error.wait_s, asked_s or 0.0)
         if error.status == 429 or asked_s is not None:
             gate.hold(self._now() + pause_s)  # every request to this host waits
-        is_last = visit.num_attempts >= self.config.attempts or pause_s >= visit.patience_s
+        attempts = self.config.attempts
+        if error.reason == "timeout":
+            attempts = min(attempts, TIMEOUT_ATTEMPTS)
+        is_last = visit.num_attempts >= attempts or pause_s >= visit.patience_s
         if is_last and error.status == 429:
             raise self._refused(error, gate, pause_s)
         if is_last or gate.is_silent(self._now(), self.config.total_timeout_s):

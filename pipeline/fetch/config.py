@@ -40,7 +40,8 @@ class FetchConfig(Config):
     )
     attempts: int = tuning(
         3,
-        "Times that a url is tried, where its failure may pass: timeouts, resets, name server trouble, 429, 5xx.",
+        "Times that a url is tried, where its failure may pass: resets, name server trouble, 429, 5xx; timeouts, "
+        "which have cost their deadline, twice at most.",
         gt=0,
     )
     backoff_s: float = tuning(0.5, "Pause before the second attempt; doubles with each further one.", ge=0)
