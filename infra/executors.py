@@ -208,6 +208,7 @@ class _RayRunning:
         self._open: dict[Any, tuple[Job, Any]] = {}  # task → its job, and its actor where the step holds something
         self._waiting: deque[Job] = deque()
         self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}  # a worker's word that it has started → the worker
         self._num_actors = 0
         self._counted_at = -60.0
         self._slots = 1
@@ -243,18 +244,39 @@ class _RayRunning:
             self._open[self._task.remote(self._stored, job)] = (job, None)
 
     def _dispatch(self) -> None:
-        while self._waiting:
-            if not self._idle:
-                if self._num_actors >= min(self.num_slots, self._num_jobs):
-                    return
-                self._idle.append(self._actor.remote(self._stored))
-                self._num_actors += 1
+        while self._waiting and self._idle:
             actor = self._idle.pop()
             job = self._waiting.popleft()
             self._open[actor.perform.remote(job)] = (job, actor)
+        # A worker gets its first job when it has started: one that finds no room, since a machine was lost, would
+        # keep the job for good.
+        while len(self._starting) < len(self._waiting) and self._num_actors < min(self.num_slots, self._num_jobs):
+            actor = self._actor.remote(self._stored)
+            self._starting[actor.has_started.remote()] = actor
+            self._num_actors += 1
 
     def take(self) -> tuple[Job, Counts | Failure]:
-        (ref,), _ = self._ray.wait(list(self._open), num_returns=1)
+        while True:
+            (ref,), _ = self._ray.wait([*self._open, *self._starting], num_returns=1)
+            if ref in self._open:
+                return self._take_result(ref)
+            failed = self._take_started(ref)
+            if failed is not None:
+                return failed
+
+    def _take_started(self, ref: Any) -> tuple[Job, Failure] | None:
+        """A worker is ready, or could not start: then a job that waits has failed one try."""
+        actor = self._starting.pop(ref)
+        failure = None
+        try:
+            self._ray.get(ref)
+            self._idle.append(actor)
+        except self._ray.exceptions.RayError as error:
+            failure = self._lose(actor, error)
+        self._dispatch()
+        return (self._waiting.popleft(), failure) if failure is not None and self._waiting else None
+
+    def _take_result(self, ref: Any) -> tuple[Job, Counts | Failure]:
         job, actor = self._open.pop(ref)
         errors = self._ray.exceptions
         try:
@@ -265,26 +287,33 @@ class _RayRunning:
                 raise cause from None
             result = Failure(f"{type(cause).__name__}: {cause}", str(error))
         except errors.RayError as error:
-            if getattr(error, "actor_init_failed", False):
-                # `setup` raised: no machine's fault, and no better the next time.
-                result = Failure(str(error).strip().splitlines()[-1], str(error))
-            else:  # the worker, its actor or its machine is gone
-                result = Failure(f"{type(error).__name__}: {_first_line(error)}", str(error), worker_died=True)
-            if actor is not None:
-                self._num_actors -= 1
-                with suppress(Exception):
-                    self._ray.kill(actor)
-                actor = None
+            result = self._lose(actor, error)
+            actor = None
         if actor is not None:
             self._idle.append(actor)
         self._dispatch()
         return job, result
 
+    def _lose(self, actor: Any, error: Exception) -> Failure:
+        """Give a dead worker up and say what it died of."""
+        if actor is not None:
+            self._num_actors -= 1
+            with suppress(Exception):
+                self._ray.kill(actor)
+        if getattr(error, "actor_init_failed", False):
+            # `setup` raised: no machine's fault, and no better the next time.
+            return Failure(str(error).strip().splitlines()[-1], str(error))
+        return Failure(f"{type(error).__name__}: {_first_line(error)}", str(error), worker_died=True)
+
     def close(self) -> None:
         for ref in list(self._open):
             with suppress(Exception):
                 self._ray.cancel(ref, force=not self._step.holds)
-        for actor in [*self._idle, *(actor for _, actor in self._open.values() if actor is not None)]:
+        for actor in [
+            *self._idle,
+            *self._starting.values(),
+            *(actor for _, actor in self._open.values() if actor is not None),
+        ]:
             with suppress(Exception):
                 self._ray.kill(actor)
 
@@ -296,6 +325,9 @@ class _Worker:
         configure()
         self._step = step
         step.setup()
+
+    def has_started(self) -> bool:
+        return True
 
     def perform(self, job: Job) -> Counts:
         return perform(self._step, job)
