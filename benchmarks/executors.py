@@ -71,9 +71,7 @@ def main() -> None:
             print(f"{label:<34}{wall_s:>8.1f}{mb / wall_s:>8.1f}{more_ms:>18.1f}")
             assert_same(folder / "local", out)
         print(f"starting and stopping a Ray alone: {start_s:.1f} s")
-        print(
-            "ms more a shard: wall of both CPUs beyond that of --local, over the shards; all gave the same bytes"
-        )
+        print("ms more a shard: wall of both CPUs beyond that of --local, over the shards; all gave the same bytes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """WARC to pairs on one core: ours against warcio + BeautifulSoup (html.parser), on .warc.gz, same pages, same pairs.
 
-    python -m benchmarks.crawl_parse [--pages N] [--repeats R] [--warc FILE]
+    python -m benchmarks.crawl [--pages N] [--repeats R] [--warc FILE]
 
 Both read every record and resolve src of each img with a text in alt. Ours looks at srcset, lazy loading, picture and
 figures besides, so it does more. Time is CPU time of this process, the runs alternate, medians are printed.
