@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 import socket
@@ -15,11 +16,16 @@ import aiodns
 import pycares
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from infra.log import get_logger
+
+log = get_logger("fetch.names")
+
 MAX_CACHED_NAMES = 100_000
 # Shorter times to live are stretched: a page's images ask again within seconds. Longer ones are cut, for moved hosts.
 TTL_RANGE_S = (10.0, 3600.0)
 NO_SUCH_NAME_TTL_S = 600.0
 TROUBLE_TTL_S = 2.0
+QUESTIONS = 3  # of one lookup, while its time lasts and the server only stumbles
 TROUBLE = "the name servers failed, or did not answer in time"
 
 _NO_SUCH_NAME = frozenset(
@@ -120,19 +126,22 @@ class Names(AbstractResolver):
     async def _lookup(self, host: str) -> _Found | NameLookupError:
         try:
             async with asyncio.timeout(self._timeout_s):
-                try:
-                    return await self._ask(host)
-                except aiodns.error.DNSError as error:
-                    if error.args[0] in _NO_SUCH_NAME:
-                        raise
-                # Once more, at another moment for each: a stumbling server fails all questions under way at once.
-                await asyncio.sleep(self._timeout_s * random.uniform(0.02, 0.2))
+                for _ in range(QUESTIONS - 1):
+                    try:
+                        return await self._ask(host)
+                    except aiodns.error.DNSError as error:
+                        if error.args[0] in _NO_SUCH_NAME:
+                            raise
+                        log.info("host=%s dns_error=%s asking=again", host, error.args)
+                    # At another moment for each: a stumbling server fails all questions under way at once.
+                    await asyncio.sleep(self._timeout_s * random.uniform(0.02, 0.2))
                 return await self._ask(host)
         except TimeoutError:
             return _failure(TROUBLE, is_final=False)
         except aiodns.error.DNSError as error:
             is_final = error.args[0] in _NO_SUCH_NAME
-            # Of trouble, what is seen hangs on which server and which try came last.
+            # Of trouble, what is seen hangs on which server and which try came last: it goes to the log, not the table.
+            log.log(logging.DEBUG if is_final else logging.INFO, "host=%s dns_error=%s", host, error.args)
             return _failure(str(error.args[1]) if is_final else TROUBLE, is_final)
         except UnicodeError:
             return _failure("not a host name", is_final=True)
