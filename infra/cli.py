@@ -40,6 +40,8 @@ def run_main(
         return 1
     except PairmillError as error:
         click.echo(f"error: {error}", err=True)
+        if "--json" in words:
+            print_json({"error": str(error)})
         return error.exit_code
     return code if isinstance(code, int) else 0
 
@@ -70,7 +72,8 @@ def options_of(values: Mapping[str, Any]) -> RunOptions:
 @contextmanager
 def open_executor(values: Mapping[str, Any]) -> Iterator[Any]:
     """The executor that --local or --ray asks for, closed at the end."""
-    from infra.executors import Executor, LocalExecutor, RayExecutor
+    from infra.executors import LocalExecutor, RayExecutor
+    from infra.jobs import Executor
 
     if values["local"] and values["ray_address"]:
         raise UsageError("give --local or --ray ADDRESS, not both")

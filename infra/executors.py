@@ -10,12 +10,11 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from infra.errors import UsageError
-from infra.jobs import Job, Resources, Step, perform
+from infra.jobs import Failure, Job, Resources, Running, Step, perform
 from infra.ledger import Counts
 from infra.log import configure, get_logger
 
@@ -24,43 +23,6 @@ log = get_logger("executors")
 CHECKOUT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 200 << 20  # jobs and counts travel, images do not
 CONNECT_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a job did not finish: in one line, and in full. `worker_died`: its process or machine is gone."""
-
-    summary: str
-    error: str
-    worker_died: bool = False
-
-
-class Running(Protocol):
-    """A step at work. The loop keeps a bounded number of jobs open; nothing is submitted all at once."""
-
-    def submit(self, job: Job) -> None:
-        """Hand a job over."""
-
-    def take(self) -> tuple[Job, Counts | Failure]:
-        """Wait for any job to end."""
-
-    @property
-    def num_open(self) -> int:
-        """Jobs submitted and not yet taken."""
-
-    @property
-    def is_full(self) -> bool:
-        """Are enough jobs open to keep every worker busy?"""
-
-
-class Executor(Protocol):
-    """Opens steps; may be used for several, one after the other."""
-
-    def open(self, step: Step, num_jobs: int) -> Any:
-        """A context manager that gives a Running."""
-
-    def close(self) -> None:
-        """Let go of workers and connections."""
 
 
 class LocalExecutor:

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from infra.dataset import Dataset
 from infra.errors import UsageError
-from infra.executors import Executor
-from infra.jobs import Job, Outcome, Resources, RunOptions, StepResult, require, run_jobs
+from infra.jobs import Executor, Job, Outcome, RunOptions, Step, StepResult, require, run_jobs
 from infra.ledger import Counts
 from infra.progress import Progress
 from infra.sample import UID_BYTES, pair_uid
@@ -86,12 +85,10 @@ def write_sizes(source: Dataset, target: Dataset) -> None:
     target.write_sizes({**(known if isinstance(known, dict) else {}), **counted})
 
 
-class Indexing:
+class Indexing(Step):
     """One job a tar."""
 
     name = INDEXING
-    resources = Resources()
-    holds = False
     derived = True  # a tar that has changed is indexed anew
 
     def __init__(self, source: Dataset, target: Dataset) -> None:
@@ -113,12 +110,6 @@ class Indexing:
             Job(shard, {"tar": stamps[self.source.tar(shard)], "table": stamps.get(self.source.table(shard))})
             for shard in self.source.tars()
         ]
-
-    def setup(self) -> None:
-        """Nothing is held."""
-
-    def teardown(self) -> None:
-        """Nothing is held."""
 
     def run(self, job: Job) -> Outcome:
         """Rows in = rows out = samples. `extra` tells where uids came from, and samples without an image."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from infra.dataset import Dataset
 from infra.errors import FingerprintError, StepError
@@ -16,9 +18,6 @@ from infra.log import get_logger
 from infra.progress import Progress
 from infra.recipe import fingerprint
 from infra.storage import Committed
-
-if TYPE_CHECKING:
-    from infra.executors import Executor
 
 log = get_logger("jobs")
 
@@ -59,32 +58,73 @@ class Outcome:
     files: tuple[Committed, ...] = ()
 
 
-class Step(Protocol):
+class Step(ABC):
     """A unit of work that maps over shards or reduces over all. Picklable before `setup`."""
 
     name: str
     dataset: Dataset
-    resources: Resources
-    holds: bool  # connections or a model are kept between jobs: Ray gives it actors instead of tasks
-    derived: bool  # made wholly from other steps' files: done anew where these have grown, instead of refused
+    resources: Resources = Resources()
+    holds: bool = False  # connections or a model are kept between jobs: Ray gives it actors instead of tasks
+    derived: bool = False  # made wholly from other steps' files: done anew where these have grown, instead of refused
 
+    @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """JSON-ready settings that change the output; they enter every job's fingerprint."""
 
+    @abstractmethod
     def inputs(self, job: Job) -> Any:
         """JSON-ready names or digests of what the job reads; they enter its fingerprint."""
 
+    @abstractmethod
     def plan(self) -> Sequence[Job]:
         """All jobs of the step, in a fixed order."""
 
-    def setup(self) -> None:
-        """Make what is held; once a worker, before its first job."""
-
-    def teardown(self) -> None:
-        """Release what is held."""
-
+    @abstractmethod
     def run(self, job: Job) -> Outcome:
         """Do one job and publish its files. Idempotent; may be killed at any instruction."""
+
+    def setup(self) -> None:  # noqa: B027 - most steps hold nothing
+        """Make what is held; once a worker, before its first job."""
+
+    def teardown(self) -> None:  # noqa: B027
+        """Release what is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job did not finish: in one line, and in full. `worker_died`: its process or machine is gone."""
+
+    summary: str
+    error: str
+    worker_died: bool = False
+
+
+class Running(Protocol):
+    """A step at work. The loop keeps a bounded number of jobs open; nothing is submitted all at once."""
+
+    def submit(self, job: Job) -> None:
+        """Hand a job over."""
+
+    def take(self) -> tuple[Job, Counts | Failure]:
+        """Wait for any job to end."""
+
+    @property
+    def num_open(self) -> int:
+        """Jobs submitted and not yet taken."""
+
+    @property
+    def is_full(self) -> bool:
+        """Are enough jobs open to keep every worker busy?"""
+
+
+class Executor(Protocol):
+    """Where jobs run: opens steps, several of them one after the other."""
+
+    def open(self, step: Step, num_jobs: int) -> AbstractContextManager[Running]:
+        """The step at work, for as long as the block lasts."""
+
+    def close(self) -> None:
+        """Let go of workers and connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +183,8 @@ def run_jobs(
 
     counts = sum((done[job.id].counts for job in jobs if job.id in done), Counts())
     waiting = [job for job in jobs if job.id not in done][:limit]
-    progress.start(step.name, num_jobs=len(jobs), num_done=len(jobs) - len(waiting), counts=counts)
+    num_done = sum(job.id in done for job in jobs)
+    progress.start(step.name, num_jobs=num_done + len(waiting), num_done=num_done, counts=counts)
     quarantined: dict[str, str] = {}
     tries, deaths = Counter[str](), Counter[str]()
     num_run = 0

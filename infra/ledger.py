@@ -115,9 +115,9 @@ class Ledger:
         return {_stem(name): DoneMark.from_json(json.loads(found[name])) for name in names}
 
     def mark_done(self, mark: DoneMark) -> None:
-        """Publish a done-mark (last, after its files) and lift a quarantine of the same job."""
-        self._write(f"ledger/done/{mark.step}/{mark.job}.json", mark.as_json())
+        """Lift a quarantine of the job and publish its done-mark: last of all, so that a kill leaves no quarantine."""
         self.storage.remove(f"ledger/quarantine/{mark.step}/{mark.job}.json")
+        self._write(f"ledger/done/{mark.step}/{mark.job}.json", mark.as_json())
 
     def quarantined(self, step: str) -> dict[str, dict[str, Any]]:
         """Jobs given up in the last run, by id, with their error."""

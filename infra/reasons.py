@@ -38,7 +38,7 @@ REASONS: dict[str, str] = {
     "hash_mismatch": "The bytes are not those that the table promised: the image has changed since.",
     "no_archive": "The archive that holds the image is not where the table says.",
     "no_offset": "The image shares one compressed piece of the archive with other records, so it cannot be read alone.",
-    "engine_error": "img2dataset failed in words that have no reason here: its message says more.",
+    "engine_error": "The img2dataset engine failed in words that have no reason here; its message says more.",
     "bad_boxes": "The boxes to be blurred are missing or malformed, so the image was not stored.",
     "encode_error": "The resized image could not be written in the chosen format.",
     "failed_to_resize": "Decoding or resizing failed; the table holds no finer reason.",

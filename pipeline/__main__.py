@@ -66,6 +66,7 @@ def crawl(seeds: tuple[str, ...], warcs: tuple[str, ...], out: str, **values: An
     from pipeline.crawl import run as crawling
 
     config = CrawlConfig.parse(given(CrawlConfig, values), "crawl")
+    crawling.check_start(seeds, warcs)
     dataset = Dataset(out)
     if values["dry_run"]:
         _say_plan(crawling.plan_text(dataset, config, seeds, warcs), values["as_json"])

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field
 
 from infra.dataset import Dataset
-from infra.executors import Executor
-from infra.jobs import RunOptions, StepResult
+from infra.jobs import Executor, RunOptions, StepResult
 from infra.miniweb import MiniwebConfig, running
 from infra.progress import Progress
 from infra.recipe import Config, apply_settings, load_yaml
@@ -28,6 +27,7 @@ from pipeline.download.run import summary as download_summary
 from pipeline.report import write_report
 
 LOOPBACK = ("127.0.0.0/8",)
+C = TypeVar("C", bound=Config)
 
 
 class CrawlPart(CrawlConfig):
@@ -69,16 +69,18 @@ def run_recipe(recipe: Recipe, executor: Executor, options: RunOptions, progress
     facts: dict[str, Any] = {"dataset": recipe.dataset}
     dataset = Dataset(recipe.dataset)
     with _web(recipe) as recipe:
-        write_resolved(dataset, recipe)
         if recipe.crawl is not None:
             part = recipe.crawl
+            config = _plain(part, CrawlConfig)
             found = crawl(
-                dataset, part, executor, seeds=part.seeds, warcs=part.warcs, options=options, progress=progress
+                dataset, config, executor, seeds=part.seeds, warcs=part.warcs, options=options, progress=progress
             )
             facts["crawl"] = crawl_summary(found, dataset)
         if recipe.download is not None:
-            stored = download(dataset, recipe.download, tables_of(recipe), executor, options=options, progress=progress)
+            wanted = _plain(recipe.download, DownloadConfig)
+            stored = download(dataset, wanted, tables_of(recipe), executor, options=options, progress=progress)
             facts["download"] = download_summary(stored, dataset)
+        write_resolved(dataset, recipe)  # now that no part has refused these settings
     facts |= _in_all(facts)
     if recipe.report is not None:
         write_report(recipe.dataset, recipe.report.out)
@@ -136,6 +138,11 @@ def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
             values[name] = part.fingerprint_values()
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     dataset.storage.commit_bytes("recipe.yaml", text.encode())
+
+
+def _plain(part: Config, kind: type[C]) -> C:
+    """The settings as the command of that part has them: its inputs are no setting, and may be added to."""
+    return kind.model_construct(**{name: getattr(part, name) for name in kind.model_fields})
 
 
 @contextmanager

@@ -43,5 +43,6 @@ def read_status(dataset: Dataset) -> list[StepStatus]:
         done = dataset.ledger.done(step)
         given_up = {job: str(values["error"]) for job, values in dataset.ledger.quarantined(step).items()}
         counts = sum((mark.counts for mark in done.values()), Counts())
-        result.append(StepStatus(step, len(plan["jobs"]), len(done), given_up, counts))
+        num_planned = len({*plan["jobs"], *done})  # archives of earlier commands are not in the last one's plan
+        result.append(StepStatus(step, num_planned, len(done), given_up, counts))
     return result

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from infra.cli import run_main
 from infra.errors import RecipeError
-from pipeline.__main__ import run_main
+from pipeline.__main__ import main
 from pipeline.run import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +71,7 @@ def test_a_misspelt_key_is_answered_with_the_right_one(path):
 
 def test_a_dry_run_plans_every_part_and_writes_nothing(path, workplace, capsys):
     before = sorted(workplace.rglob("*"))
-    assert run_main(["run", str(path), "--dry-run", "--json"]) == 0
+    assert run_main(main, "python -m pipeline", ["run", str(path), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["plan"]
     told = "\n".join(plan)
     recipe = load_recipe(path)

@@ -8,27 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from infra.dataset import Dataset
-from infra.jobs import Job, Outcome, Resources
+from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.html import parse_page
-from pipeline.crawl.optout import page_opt_out
+from pipeline.crawl.optout import image_opt_out, page_opt_out
 from pipeline.crawl.tables import Harvest
-from pipeline.crawl.urls import host_of
 from pipeline.crawl.warc import Found, ImageRecord, Skipped, WatRecord, archive_size, open_archive, read_archive
+from pipeline.urls import host_of
 
 
-class Archives:
+class Archives(Step):
     """One job an archive file, named by its path, so that more archives given later are more jobs."""
 
     name = "crawl_archive"
-    holds = False
-    derived = False
 
     def __init__(self, dataset: Dataset, config: CrawlConfig, paths: Sequence[str]) -> None:
         self.dataset = dataset
         self.config = config
-        self.resources = Resources()
         self._paths = paths
 
     def settings(self) -> Mapping[str, Any]:
@@ -47,12 +44,6 @@ class Archives:
             Job(_job_id(path), {"path": path, "bytes": None if "://" in path else archive_size(path)})
             for path in self._paths
         ]
-
-    def setup(self) -> None:
-        """Nothing is held."""
-
-    def teardown(self) -> None:
-        """Nothing is held."""
 
     def run(self, job: Job) -> Outcome:
         """Rows in = records; rows out = pages whose pairs were taken; other records are dropped by their fate."""
@@ -79,6 +70,9 @@ class Archives:
                 )  # fmt: skip
             return record.reason
         if isinstance(record, ImageRecord):
+            tags = [value for name, value in record.headers if name.lower() == "x-robots-tag"]
+            if self.config.respect_opt_out and image_opt_out(tags, self.config.agent_token) is not None:
+                return "opt_out"
             harvest.images.append((record.url, path, record.offset))
             return "image"
         if isinstance(record, WatRecord):
@@ -102,5 +96,5 @@ class Archives:
 
 def _job_id(path: str) -> str:
     base = path.rsplit("/", 1)[-1]
-    stem = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in base)[:80]
+    stem = "".join(sign if (sign.isascii() and sign.isalnum()) or sign in "-_" else "-" for sign in base)[:80]
     return f"{stem}-{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.jobs import Job, Outcome, Resources
+from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from infra.recipe import fingerprint
 from infra.storage import Committed
 from infra.tables import connect, urls, write_table
 from pipeline.crawl.config import CrawlConfig
 from pipeline.crawl.tables import LINKS, PAGES
-from pipeline.crawl.urls import clean_url, host_of
+from pipeline.urls import clean_url, host_of
 
 LINK_COLUMNS = ", ".join(LINKS.names)
 
@@ -60,17 +60,14 @@ class Scope:
         return (url, host, self.bucket(host), depth, num_redirects, self.holds(host))
 
 
-class Frontier:
+class Frontier(Step):
     """Round R: reads the links of round R-1 (round 0: the seeds), writes the pages of round R, a file a bucket."""
 
     name = "crawl_frontier"
-    holds = False
-    derived = False
 
     def __init__(self, dataset: Dataset, config: CrawlConfig, seeds: Sequence[str], last_round: int) -> None:
         self.dataset = dataset
         self.config = config
-        self.resources = Resources()
         self.scope = Scope(seeds, config)
         self._seeds = sorted({clean_url(seed, seed) or seed for seed in seeds})
         self._last = last_round
@@ -94,12 +91,6 @@ class Frontier:
             links = {file.name: file.digest for file in files if file.name.startswith("crawl/links/")}
             jobs.append(Job(f"R{number:05d}", {"round": number, "links": fingerprint(links)}))
         return jobs
-
-    def setup(self) -> None:
-        """Nothing is held."""
-
-    def teardown(self) -> None:
-        """Nothing is held."""
 
     def run(self, job: Job) -> Outcome:
         """Rows in = links; rows out = pages of the round; the rest is told by reason, `later` among them."""
@@ -134,8 +125,13 @@ class Frontier:
         return int(connection.execute("SELECT count(*) FROM link").fetchall()[0][0])
 
     def _load_seen(self, connection: Any, number: int) -> None:
+        marks = self.dataset.ledger.done(self.name)
         names = [
-            name for before in range(number) for name in self._files_of(before, ("crawl/frontier/", "ledger/pages/"))
+            file.name
+            for id, mark in marks.items()
+            if id < f"R{number:05d}"
+            for file in mark.files
+            if file.name.startswith(("crawl/frontier/", "ledger/pages/"))
         ]
         if names:
             connection.execute(
@@ -171,10 +167,6 @@ class Frontier:
     def _num_admitted(self, number: int) -> int:
         marks = self.dataset.ledger.done(self.name)
         return sum(mark.counts.rows_out for id, mark in marks.items() if id < f"R{number:05d}")
-
-    def _files_of(self, number: int, folders: tuple[str, ...]) -> list[str]:
-        mark = self.dataset.ledger.done(self.name).get(f"R{number:05d}")
-        return [file.name for file in mark.files if file.name.startswith(folders)] if mark else []
 
     def _links_of(self, number: int) -> list[str]:
         marks = self.dataset.ledger.done("crawl_live")

@@ -23,7 +23,7 @@ from pipeline.crawl.guard import is_too_complex
 from pipeline.crawl.page import SOURCES, Candidate, Page
 from pipeline.crawl.picture import Attributes, addresses, has_data_url
 from pipeline.crawl.text import clean_lang, clean_text, element_text
-from pipeline.crawl.urls import Resolver, clean_url
+from pipeline.urls import Resolver, clean_url
 
 __all__ = ["SOURCES", "Candidate", "Page", "clean_url", "pair_image", "parse_page"]
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.jobs import Job, Outcome, Resources
+from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from infra.tables import read_table, write_table
 from pipeline.crawl.config import CrawlConfig
@@ -32,7 +32,6 @@ HTML_TYPES = ("text/html", "application/xhtml+xml")
 GZIP_TYPES = ("application/gzip", "application/x-gzip", "application/octet-stream")
 ACCEPT = "text/html,application/xhtml+xml;q=0.9,application/xml;q=0.5,*/*;q=0.1"
 ROBOTS_BYTES = 8 << 20  # the first 500 KiB are read; a longer one is no reason to think there is none
-SITEMAP_BYTES = 50 << 20  # sitemaps.org's own limit
 SITEMAP_URLS = 50_000
 
 
@@ -45,17 +44,15 @@ class HostRules:
     unreachable: str | None = None  # the reason, where the host did not answer for robots.txt
 
 
-class LiveRound:
+class LiveRound(Step):
     """All rounds planned so far; run_jobs does those that are not done."""
 
     name = "crawl_live"
     holds = True
-    derived = False
 
     def __init__(self, dataset: Dataset, config: CrawlConfig, seeds: Sequence[str]) -> None:
         self.dataset = dataset
         self.config = config
-        self.resources = Resources()
         self.scope = Scope(seeds, config)
         self._seeds = sorted(seeds)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.jobs import Job, Outcome, Resources
+from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from infra.recipe import fingerprint
 from infra.sample import UID_BYTES
@@ -36,17 +36,15 @@ PAIRS = pa.schema(
 )
 
 
-class Merge:
+class Merge(Step):
     """One job a table of the result."""
 
     name = "crawl_merge"
-    holds = False
     derived = True
 
     def __init__(self, dataset: Dataset, config: CrawlConfig, finders: Sequence[str]) -> None:
         self.dataset = dataset
         self.config = config
-        self.resources = Resources()
         self._finders = finders  # the steps whose pairs are merged
 
     def settings(self) -> Mapping[str, Any]:
@@ -72,12 +70,6 @@ class Merge:
         return [
             Job(f"{at:05d}", {"from": edges[at], "to": edges[at + 1], "digest": digest}) for at in range(num_tables)
         ]
-
-    def setup(self) -> None:
-        """Nothing is held."""
-
-    def teardown(self) -> None:
-        """Nothing is held."""
 
     def run(self, job: Job) -> Outcome:
         """Rows in = pairs found in the range; those found again are dropped as `duplicate_pair`."""

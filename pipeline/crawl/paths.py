@@ -52,7 +52,7 @@ def _matches(pattern: str) -> list[str]:
         is_local = get_protocol(pattern) in ("file", "local")
         # A name with brackets in it may be meant as it is.
         if filesystem.isfile(name):
-            return [pattern]
+            return [name if is_local else pattern]  # a worker may stand in another folder
         if not any(sign in name for sign in "*?["):
             return []
         files = [file for file in filesystem.glob(name) if filesystem.isfile(file)]

@@ -27,12 +27,13 @@ class PageRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image that lies in the archive. num_bytes: of its body as stored."""
+    """An image that lies in the archive. num_bytes: of its body as stored. headers: of the HTTP response."""
 
     url: str
     offset: int
     content_type: str
     num_bytes: int
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

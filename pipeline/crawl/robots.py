@@ -11,7 +11,7 @@ from xml.parsers import expat
 
 from protego import Protego
 
-from pipeline.crawl.urls import clean_url
+from pipeline.urls import clean_url
 
 MAX_ROBOTS_BYTES = 500 << 10  # what RFC 9309 asks to be read at least, and what we read at most
 MAX_SITEMAP_BYTES = 50 << 20  # decoded; the limit of sitemaps.org

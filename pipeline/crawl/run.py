@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from infra.dataset import Dataset
-from infra.errors import UsageError
-from infra.executors import Executor
-from infra.jobs import RunOptions, Step, StepResult, require, run_jobs
+from infra.errors import FingerprintError, UsageError
+from infra.jobs import Executor, RunOptions, Step, StepResult, require, run_jobs
+from infra.ledger import Counts
 from infra.progress import Progress
 from pipeline.crawl.archive import Archives
 from pipeline.crawl.config import CrawlConfig
@@ -40,20 +40,35 @@ def crawl(
     def run(step: Step, limit: int | None = None) -> StepResult:
         shown = Progress.quiet() if isinstance(step, Frontier) else progress  # a moment's work between rounds
         result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=shown)
-        return require(result, options.max_quarantined)
+        is_reduce = isinstance(step, Frontier | Merge)  # one job over all rows, not one shard of many
+        return require(result, 0.0 if is_reduce else options.max_quarantined)
 
-    if bool(seeds) == bool(warcs):
-        raise UsageError("give either --seed URL… for a live crawl or --warc PATH… for archives")
+    check_start(seeds, warcs)
+    _refuse_other_kind(dataset, LiveRound.name if warcs else Archives.name)
     if warcs:
         archives = expand_paths(warcs, config.archive_prefix)
         results = [run(Archives(dataset, config, archives), options.limit)]
     else:
-        bad = [seed for seed in seeds if clean_url(seed, seed) is None]
-        if bad:
-            raise UsageError(f"--seed {bad[0]}: not an http or https url")
         results = _rounds(dataset, config, seeds, run, options.limit)
     results.append(run(Merge(dataset, config, [results[-1].step])))
     return results
+
+
+def check_start(seeds: Sequence[str], warcs: Sequence[str]) -> None:
+    """Raise UsageError where a crawl could not start."""
+    if bool(seeds) == bool(warcs):
+        raise UsageError("give either --seed URL… for a live crawl or --warc PATH… for archives")
+    for seed in seeds:
+        if clean_url(seed, seed) is None:
+            raise UsageError(f"--seed {seed}: not an http or https url")
+
+
+def _refuse_other_kind(dataset: Dataset, other: str) -> None:
+    # The merge would publish the pairs of one and drop those of the other.
+    if dataset.ledger.plan(other) is not None:
+        raise FingerprintError(
+            f"{dataset.storage.url}: holds a crawl of the other kind, live or from archives; give another --out"
+        )
 
 
 def _rounds(
@@ -93,13 +108,15 @@ RECKONED_PAGE_BYTES = 100_000
 
 def summary(results: Sequence[StepResult], dataset: Dataset) -> dict[str, Any]:
     """The --json facts: caption candidates in, distinct pairs out; pages and links apart under "steps"."""
-    finder, merge = results[-2], results[-1]
+    merge = results[-1]
+    # All that was found here: the merge takes archives of earlier commands, too.
+    found = sum((mark.counts for mark in dataset.ledger.done(results[-2].step).values()), Counts())
     dropped: Counter[str] = Counter(merge.counts.dropped)
-    for name, number in finder.counts.extra.items():
+    for name, number in found.extra.items():
         if name.startswith("no_pair:"):
             dropped[name.removeprefix("no_pair:")] += number
     return {
-        "rows_in": finder.counts.extra.get("pairs", 0) + sum(dropped.values()) - merge.counts.num_dropped,
+        "rows_in": found.extra.get("pairs", 0) + sum(dropped.values()) - merge.counts.num_dropped,
         "rows_out": merge.counts.rows_out,
         "dropped": dict(sorted(dropped.items())),
         "steps": {result.step: result.counts.as_json() for result in results},

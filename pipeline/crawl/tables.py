@@ -1,6 +1,7 @@
 """Tables of a crawl: pairs as found, pages and their fates, links, images that lie in archives.
 
-crawl/frontier/RRRRR/BBB.parquet   pages to ask for in round R, host bucket B
+crawl/frontier/RNNNNN-BNNNNN.parquet   pages to ask for in a round, by host bucket
+crawl/later/RNNNNN.parquet         links put off to a later round
 crawl/found/JOB.parquet            pairs as found by a job, sorted by uid, repeats and all
 crawl/links/JOB.parquet            links a job found, for the next round
 crawl/images/JOB.parquet           image records of an archive

@@ -26,8 +26,8 @@ from pipeline.crawl.page import SOURCES
 from pipeline.crawl.paths import archive_size, expand_paths, open_archive
 from pipeline.crawl.payload import PayloadError, decode_body
 from pipeline.crawl.records import ImageRecord, PageRecord, RecordError, Skipped, WatRecord
-from pipeline.crawl.urls import MAX_URL_CHARS, clean_url
 from pipeline.crawl.wat import WatError, parse_wat
+from pipeline.urls import MAX_URL_CHARS, clean_url
 
 __all__ = [
     "Found", "ImageRecord", "PageRecord", "RecordError", "Skipped", "WatRecord", "archive_size", "expand_paths",
@@ -271,7 +271,7 @@ def _image(record: WarcRecord, head: _Head, skipped: Skipped, can_be_found: bool
         return replace(skipped, reason="bad_url")
     if not can_be_found:
         return replace(skipped, reason="no_offset")
-    return ImageRecord(head.url, record.stream_pos, head.media_type, record.content_length)
+    return ImageRecord(head.url, record.stream_pos, head.media_type, record.content_length, head.headers)
 
 
 def _body(record: WarcRecord, head: _Head, max_bytes: int) -> tuple[bytes, bool]:

@@ -14,7 +14,7 @@ from pipeline.crawl.html import MAX_META_CHARS, MAX_METAS, pair_image
 from pipeline.crawl.page import SOURCES, Candidate, Page
 from pipeline.crawl.picture import addresses
 from pipeline.crawl.text import clean_lang, clean_text
-from pipeline.crawl.urls import Resolver
+from pipeline.urls import Resolver
 
 Headers = tuple[tuple[str, str], ...]
 

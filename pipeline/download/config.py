@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.recipe import tuning
 from pipeline.fetch.config import FetchConfig
@@ -41,3 +41,11 @@ class DownloadConfig(FetchConfig, ImageConfig):
         if value == "":
             raise ValueError("give a file, or leave --deny out")
         return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.verify_hash is None) != (self.hash_col is None):
+            raise ValueError("--verify-hash and --hash-col go together: which hash, and the column that holds it")
+        if self.deny and self.engine == "img2dataset":
+            raise ValueError("img2dataset knows no deny list; leave --deny out, or take the native engine")
+        return self

@@ -35,8 +35,8 @@ class DenyList:
         try:
             with fsspec.open(path, "rb") as file:
                 data: bytes = file.read()
-        except FileNotFoundError:
-            raise UsageError(f"--deny {path}: no such file") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--deny {path}: cannot be read: {error}") from None
         result = cls(digest=hashlib.blake2b(data, digest_size=16).hexdigest())
         for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
             text = line.split("#")[0].strip() if not line.startswith("url:") else line.strip()

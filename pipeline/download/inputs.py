@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import IO, Any
 
@@ -27,9 +27,9 @@ CAPTION_NAMES = ("caption", "TEXT", "text")
 FOOTER_BYTES = 1 << 16
 BATCH_ROWS = 20_000
 BLOCK_BYTES = 16 << 20
-RESERVED = {  # columns that a shard's table makes itself
+RESERVED = {  # columns that a shard's table makes itself, and those that DuckDB adds to it
     "key", "status", "reason", "error_message", "http_status", "width", "height", "original_width", "original_height",
-    "exif", "sha256", "md5", "sha512", "bytes",
+    "exif", "sha256", "md5", "sha512", "bytes", "filename", "file_row_number",
 }  # fmt: skip
 
 
@@ -38,12 +38,12 @@ def expand_tables(patterns: Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         filesystem, path = fsspec.url_to_fs(pattern)
-        if filesystem.isdir(path):
+        if filesystem.isfile(path):  # a name with brackets in it may be meant as it is
+            paths = [path]
+        elif filesystem.isdir(path):
             paths = [name for name in filesystem.ls(path, detail=False) if table_format(name)]
-        elif any(sign in path for sign in "*?["):
-            paths = [name for name in filesystem.glob(path) if table_format(name)]
         else:
-            paths = [path] if filesystem.exists(path) else []
+            paths = [name for name in filesystem.glob(path) if table_format(name)]
         if not paths:
             raise UsageError(
                 f"{pattern}: no table there; give a .parquet, .csv, .tsv or .jsonl file (.gz too), or a folder"
@@ -91,6 +91,8 @@ def read_rows(path: str, config: DownloadConfig) -> Iterator[pa.Table | int]:
 def _normalise(table: pa.Table, path: str, config: DownloadConfig) -> pa.Table:
     url_name = _find(table, config.url_col, URL_NAMES, path, "--url-col")
     caption_name = _find(table, config.caption_col, CAPTION_NAMES, path, "--caption-col", needed=False)
+    _require_columns(table, {"--hash-col": config.hash_col, "--bbox-col": config.bbox_col}, path)
+    table = _mended(table)
     urls = pc.fill_null(pc.cast(table[url_name], pa.string()), "")
     if caption_name is None:
         captions = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
@@ -101,17 +103,42 @@ def _normalise(table: pa.Table, path: str, config: DownloadConfig) -> pa.Table:
     for name in table.column_names:
         if name not in {"uid", url_name, caption_name}:
             # A column of ours by the same name says something of another download: keep it, but apart.
-            kept = name if name not in RESERVED or name in {config.hash_col, config.bbox_col} else f"input_{name}"
+            is_free = name.lower() not in RESERVED or name in {config.hash_col, config.bbox_col}
+            kept = name if is_free else f"input_{name}"
             columns[kept if kept not in columns else f"input_{kept}"] = table[name]
     return pa.table(columns)
+
+
+def check_columns(path: str, config: DownloadConfig) -> None:
+    """Raise UsageError where the table lacks a column that the settings name, before anything is made from it."""
+    for batch in read_rows(path, config):
+        if not isinstance(batch, int):
+            return
+
+
+def _require_columns(table: pa.Table, named: Mapping[str, str | None], path: str) -> None:
+    for flag, name in named.items():
+        if name is not None and name not in table.column_names:
+            raise UsageError(f"{path}: no column {name}; it has {', '.join(table.column_names)}; see {flag}")
+
+
+def _mended(table: pa.Table) -> pa.Table:
+    """Parquet lets bytes that are no UTF-8 pass for text; they would stop whoever reads the row."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            try:
+                table[field.name].validate(full=True)
+            except pa.ArrowInvalid:
+                chunks = [_text(pc.cast(chunk, pa.binary())) for chunk in table.column(at).chunks]
+                table = table.set_column(at, field.name, pa.chunked_array(chunks, pa.string()))
+    return table
 
 
 def _find(
     table: pa.Table, name: str | None, usual: Sequence[str], path: str, flag: str, needed: bool = True
 ) -> str | None:
     if name is not None:
-        if name not in table.column_names:
-            raise UsageError(f"{path}: no column {name}; it has {', '.join(table.column_names)}; see {flag}")
+        _require_columns(table, {flag: name}, path)
         return name
     for candidate in usual:
         if candidate in table.column_names:
@@ -127,7 +154,7 @@ def _made_uids(urls: pa.ChunkedArray, captions: pa.ChunkedArray) -> pa.Array:
 
 
 def _kept_uids(column: pa.ChunkedArray, path: str) -> pa.Array:
-    if column.type == pa.binary(UID_BYTES):
+    if column.type == pa.binary(UID_BYTES) and not column.null_count:
         return column.combine_chunks()
     try:
         uids = [value if isinstance(value, bytes) else bytes.fromhex(value) for value in column.to_pylist()]
@@ -180,7 +207,8 @@ def _text(column: pa.Array) -> pa.Array:
     try:
         return pc.cast(column, pa.string())
     except pa.ArrowInvalid:
-        return pa.array([value.decode("utf-8", "replace") for value in column.to_pylist()], pa.string())
+        texts = (None if value is None else value.decode("utf-8", "replace") for value in column.to_pylist())
+        return pa.array(list(texts), pa.string())
 
 
 def _read_jsonl(file: IO[bytes]) -> Iterator[pa.RecordBatch | int]:

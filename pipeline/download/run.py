@@ -12,14 +12,16 @@ from typing import Any
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.executors import Executor, LocalExecutor
-from infra.jobs import RunOptions, Step, StepResult, require, run_jobs
+from infra.errors import StepError
+from infra.executors import LocalExecutor
+from infra.jobs import Executor, RunOptions, Step, StepResult, require, run_jobs
 from infra.ledger import Counts
 from infra.progress import Progress
 from infra.tables import connect, urls, write_table
 from pipeline.download.config import DownloadConfig
 from pipeline.download.inputs import expand_tables, identify
 from pipeline.download.native import Native
+from pipeline.download.shard import ShardStep
 from pipeline.download.split import Duplicates, Split, add_inputs, known_inputs, read_input
 from pipeline.fetch.errors import matches_retry
 
@@ -43,19 +45,19 @@ def download(
     if isinstance(executor, LocalExecutor) and config.threads is None:
         config = config.model_copy(update={"threads": os.cpu_count()})
 
-    def run(step: Step, limit: int | None = None) -> StepResult:
-        result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=progress)
-        return require(result, options.max_quarantined)
+    def run(step: Step) -> StepResult:
+        is_fetch = step.name == ShardStep.name  # a gap before it would bring repeated rows, or another numbering
+        limit, allowed = (options.limit, options.max_quarantined) if is_fetch else (None, 0.0)
+        return require(run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=progress), allowed)
 
     def run_all() -> list[StepResult]:
-        steps: tuple[tuple[Step, int | None], ...] = (
-            (Split(dataset, config), None),
-            (Duplicates(dataset, config), None),
-            (make_step(dataset, config), options.limit),
-        )
-        return [run(step, limit) for step, limit in steps]
+        try:
+            return [run(Split(dataset, config)), run(Duplicates(dataset, config)), run(make_step(dataset, config))]
+        except StepError:
+            write_sizes(dataset)  # the shards that are done can be read
+            raise
 
-    add_inputs(dataset, expand_tables(tables), config.shard_size)
+    add_inputs(dataset, expand_tables(tables), config)
     was_finished = is_finished(dataset)
     results = run_all()
     if retry and was_finished and add_retry(dataset, config, retry):
@@ -94,7 +96,7 @@ def add_retry(dataset: Dataset, config: DownloadConfig, reasons: Sequence[str]) 
     num_batches = 1 + max(item.batch for item in known_inputs(dataset))
     name = f"inputs/retry/{num_batches:05d}.parquet"
     write_table(dataset.storage, name, pa.concat_tables(parts, promote_options="permissive"))
-    add_inputs(dataset, [dataset.storage.file_url(name)], config.shard_size, retried=dict(retried))
+    add_inputs(dataset, [dataset.storage.file_url(name)], config, retried=dict(retried))
     return True
 
 
@@ -157,9 +159,9 @@ def reckoned_bytes(config: DownloadConfig) -> float:
 
 
 def summary(results: Sequence[StepResult], dataset: Dataset) -> dict[str, Any]:
-    """The --json facts of a download: rows of the tables to rows stored."""
+    """The --json facts of a download: rows of the tables to rows stored. `waiting`: in shards that are not done."""
     split, repeated, fetched = (result.counts for result in results)
-    dropped: Counter[str] = Counter()
+    dropped: Counter[str] = Counter(waiting=repeated.rows_out - fetched.rows_in)
     for counts in (split, repeated, fetched):
         dropped.update(counts.dropped)
     rows_in = split.rows_in

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.jobs import Job, Outcome, Resources
+from infra.jobs import Job, Outcome, Resources, Step
 from infra.ledger import Counts
 from infra.sample import UID_BYTES
 from infra.shards import ShardWriter, sample_json
@@ -49,22 +49,21 @@ class Fate:
     sha256: str | None = None
 
 
-class ShardStep:
+class ShardStep(Step):
     """One job a shard, whatever engine fetches it. An engine gives `find_fates`, and what it holds."""
 
     name = "download"
     holds = True
-    derived = False
 
     def __init__(self, dataset: Dataset, config: DownloadConfig) -> None:
         self.dataset = dataset
         self.config = config
         self.resources = Resources(cpus=config.cpus_per_worker)
-        self._deny_digest = DenyList.load(config.deny).digest
+        self._deny = DenyList.load(config.deny)  # it travels: another machine may not have the file
 
     def settings(self) -> Mapping[str, Any]:
         """What changes the shards, the deny list's content included."""
-        return {**self.config.fingerprint_values(), "deny": self._deny_digest}
+        return {**self.config.fingerprint_values(), "deny": self._deny.digest}
 
     def inputs(self, job: Job) -> Any:
         """Digests of the shard's input table and of its list of repeated rows."""
@@ -81,12 +80,6 @@ class ShardStep:
             Job(shard, {"input": digests[input_table(shard)], "duplicates": digests.get(duplicates_table(shard))})
             for shard in shards
         ]
-
-    def setup(self) -> None:
-        """Make what the engine holds."""
-
-    def teardown(self) -> None:
-        """Release what the engine holds."""
 
     def find_fates(self, rows: pa.Table, spool: BinaryIO) -> Sequence[Fate]:
         """A fate for each row, in order; stored bytes go to the spool, at the fate's `place`."""

@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.errors import FingerprintError
-from infra.jobs import Job, Outcome, Resources
+from infra.errors import DatasetError, FingerprintError
+from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from infra.sample import UID_BYTES
 from infra.storage import Committed
 from infra.tables import connect, read_table, urls, write_table
 from pipeline.download.config import DownloadConfig
-from pipeline.download.inputs import identify, read_rows
+from pipeline.download.inputs import check_columns, identify, read_rows
 
 INPUTS = "ledger/inputs.json"
 
@@ -49,35 +49,49 @@ def known_inputs(dataset: Dataset) -> list[Input]:
 
 
 def add_inputs(
-    dataset: Dataset, paths: Sequence[str], shard_size: int, retried: Mapping[str, int] | None = None
+    dataset: Dataset, paths: Sequence[str], config: DownloadConfig, retried: Mapping[str, int] | None = None
 ) -> list[Input]:
     """Append tables that are not known yet (by content: a moved table is the same one); each fills its own shards.
 
-    Returns all inputs. Raises FingerprintError where a known path has other content now.
+    retried: the tables are of rows that failed before. Returns all inputs. Raises UsageError for a table that lacks
+    a column, FingerprintError where a known path has other content now; a table of this dataset, such as the pairs of
+    a crawl that went on, may grow: its known rows are then repeated ones.
     """
-    inputs = known_inputs(dataset)
-    known = {item.path: item for item in inputs}
-    known_digests = {item.digest for item in inputs}
+    known = known_inputs(dataset)
+    inputs = _settled(dataset, known)
+    paths_before = {item.path for item in inputs}
+    digests_before = {item.digest for item in inputs}
     batch = inputs[-1].batch + 1 if inputs else 0
-    fresh = []
     for path in dict.fromkeys(paths):
         digest, num_rows = identify(path)
-        if digest in known_digests:
+        if digest in digests_before and not retried:
             continue
+        if not retried:
+            check_columns(path, config)
         inside = dataset.storage.inside(path)
         path = path if inside is None else f"./{inside}"
-        if path in known:
+        if path in paths_before and inside is None:
             raise FingerprintError(
                 f"{path}: its content has changed since {dataset.storage.url} was made from it; "
                 "give the new rows as another table, or another --out"
             )
         first = inputs[-1].first_shard + inputs[-1].num_shards if inputs else 0
-        num_shards = -(-num_rows // shard_size)
-        fresh.append(Input(path, digest, num_rows, first, num_shards, batch, retried or {}))
-        inputs = [*inputs, fresh[-1]]
-    if fresh:
+        num_shards = -(-num_rows // config.shard_size)
+        inputs = [*inputs, Input(path, digest, num_rows, first, num_shards, batch, retried or {})]
+    if inputs != known:
         dataset.storage.commit_bytes(INPUTS, json.dumps([asdict(item) for item in inputs], indent=1).encode() + b"\n")
     return inputs
+
+
+def _settled(dataset: Dataset, inputs: Sequence[Input]) -> list[Input]:
+    """All but batches at the end of which nothing was split: their run was refused or killed, and left no trace."""
+    done = dataset.ledger.done(Split.name)
+    last = max((item.batch for number, item in enumerate(inputs) if _split_job(number) in done), default=-1)
+    return [item for item in inputs if item.batch <= last]
+
+
+def _split_job(number: int) -> str:
+    return f"{number:05d}"
 
 
 def shard_name(number: int, digits: int) -> str:
@@ -105,13 +119,10 @@ def read_input(dataset: Dataset, shard: str) -> pa.Table:
     return rows.take(pa.array([row for row in range(rows.num_rows) if row not in repeated], pa.int64()))
 
 
-class Split:
+class Split(Step):
     """One job a url table: read as a stream, written as input tables of `shard_size` rows."""
 
     name = "split"
-    resources = Resources()
-    holds = False
-    derived = False
 
     def __init__(self, dataset: Dataset, config: DownloadConfig) -> None:
         self.dataset = dataset
@@ -119,7 +130,7 @@ class Split:
 
     def settings(self) -> Mapping[str, Any]:
         """What changes the input tables."""
-        names = ("url_col", "caption_col", "shard_size", "shard_digits")
+        names = ("url_col", "caption_col", "hash_col", "bbox_col", "shard_size", "shard_digits")
         return {name: getattr(self.config, name) for name in names}
 
     def inputs(self, job: Job) -> Any:
@@ -129,13 +140,7 @@ class Split:
     def plan(self) -> Sequence[Job]:
         """A job for each known table."""
         tables = known_inputs(self.dataset)
-        return [Job(f"{number:05d}", asdict(item)) for number, item in enumerate(tables)]
-
-    def setup(self) -> None:
-        """Nothing is held."""
-
-    def teardown(self) -> None:
-        """Nothing is held."""
+        return [Job(_split_job(number), asdict(item)) for number, item in enumerate(tables)]
 
     def run(self, job: Job) -> Outcome:
         """Rows in = rows of the table; those that cannot be read are dropped as `bad_row`."""
@@ -145,30 +150,34 @@ class Split:
         num_rows = 0
         shard = item.first_shard
         path = self.dataset.storage.file_url(item.path[2:]) if item.path.startswith("./") else item.path
-        for part in _rebatch(read_rows(path, self.config), self.config.shard_size):
+        config = self.config
+        if item.retried:  # our own table, whatever the names in the first one
+            config = config.model_copy(update={"url_col": None, "caption_col": None})
+        for part in _rebatch(read_rows(path, config), config.shard_size):
             if isinstance(part, int):
                 num_bad += part
                 continue
+            if num_rows + part.num_rows > item.num_rows:
+                raise DatasetError(f"{path}: it has grown since this run began; run again when it is whole")
             name = input_table(shard_name(shard, self.config.shard_digits))
             files.append(write_table(self.dataset.storage, name, part))
             num_rows += part.num_rows
             shard += 1
+        if num_rows != item.num_rows:
+            raise DatasetError(f"{path}: it has shrunk since this run began; run again when it is whole")
         dropped = {"bad_row": num_bad} if num_bad else {}
         return Outcome(Counts(num_rows + num_bad, num_rows, dropped), tuple(files))
 
 
-class Duplicates:
+class Duplicates(Step):
     """One job a batch of tables: which of its rows repeat a uid that came earlier, here or in an older batch."""
 
     name = "duplicates"
-    holds = False
-    derived = False
 
     def __init__(self, dataset: Dataset, config: DownloadConfig, memory: str = "2GB") -> None:
         self.dataset = dataset
         self.config = config
         self.memory = memory
-        self.resources = Resources()
 
     def settings(self) -> Mapping[str, Any]:
         """None: the shards' names say all."""
@@ -192,12 +201,6 @@ class Duplicates:
             }
             jobs.append(Job(f"{batch:05d}", payload))
         return jobs
-
-    def setup(self) -> None:
-        """Nothing is held."""
-
-    def teardown(self) -> None:
-        """Nothing is held."""
 
     def run(self, job: Job) -> Outcome:
         """Rows in = rows of the batch; repeated ones are dropped as `duplicate_row`. One DuckDB query over uids."""

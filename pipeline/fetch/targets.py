@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 from yarl import URL
 
-from pipeline.crawl.urls import Resolver
 from pipeline.fetch.errors import FetchError
+from pipeline.urls import Resolver
 
 # The fetch standard's "bad ports": other protocols listen there, and a GET with a chosen path may speak to them.
 _BAD_PORTS = """

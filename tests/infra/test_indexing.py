@@ -116,7 +116,7 @@ def test_a_broken_tar_is_quarantined_and_the_others_are_indexed(tmp_path: Path) 
         write_tar(dataset, shard, sample(shard))
     whole = dataset.storage.read("00001.tar")
     dataset.storage.commit_bytes("00001.tar", whole[:700])
-    assert run_main(["index", str(tmp_path), "--local", "--attempts", "1"]) == 1
+    assert run_main(["index", str(tmp_path), "--local", "--shard-attempts", "1"]) == 1
     assert dataset.tables("index") == ["index/00000.parquet", "index/00002.parquet"]
     assert run_main(["index", str(tmp_path), "--local", "--max-quarantined", "0.5"]) == 0
     dataset.storage.commit_bytes("00001.tar", whole)

@@ -19,8 +19,8 @@ import pytest
 from infra import jobs
 from infra.dataset import Dataset
 from infra.errors import FingerprintError, StepError
-from infra.executors import Executor, LocalExecutor, RayExecutor
-from infra.jobs import Job, Outcome, Resources, require, run_jobs
+from infra.executors import LocalExecutor, RayExecutor
+from infra.jobs import Executor, Job, Outcome, Resources, require, run_jobs
 from infra.ledger import ConservationError, Counts
 
 ROOT = Path(__file__).resolve().parents[2]

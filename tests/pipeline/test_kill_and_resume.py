@@ -81,8 +81,8 @@ def kill_at(words: tuple[str, ...], moment_s: float, victim: str, rng: random.Ra
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return "ray::" in " ".join(process.cmdline())
-    except psutil.Error:
+        return process.cmdline()[0].startswith("ray::_")  # a task or actor of ours, none of Ray's own
+    except (psutil.Error, IndexError):
         return False
 
 

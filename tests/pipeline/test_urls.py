@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.crawl.urls import MAX_URL_CHARS, Resolver, clean_url
+from pipeline.urls import MAX_URL_CHARS, Resolver, clean_url
 
 BASE = "http://Host.example:80/a/b/c.html?q=1#f"
 
