@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from infra.dataset import Dataset
 from infra.errors import FingerprintError, StepError
 from infra.ledger import Counts, DoneMark
-from infra.log import get_logger
+from infra.log import get_logger, one_line
 from infra.progress import Progress
 from infra.recipe import fingerprint
 from infra.storage import Committed
@@ -201,14 +201,15 @@ def run_jobs(
                 counts += result
                 progress.advance(result)
             else:
+                summary = one_line(result.summary)
                 (deaths if result.worker_died else tries)[job.id] += 1
                 if tries[job.id] < attempts and deaths[job.id] < attempts + EXTRA_DEATHS:
-                    log.warning("step=%s job=%s try=%d error=%s", step.name, job.id, tries[job.id], result.summary)
+                    log.warning("step=%s job=%s try=%d error=%s", step.name, job.id, tries[job.id], summary)
                     running.submit(job)
                     continue
                 ledger.quarantine(step.name, job.id, result.error, tries[job.id] + deaths[job.id])
-                quarantined[job.id] = result.summary
-                progress.quarantine(job.id, result.summary)
+                quarantined[job.id] = summary
+                progress.quarantine(job.id, summary)
             following = next(queue, None)
             if following is not None:
                 running.submit(following)

@@ -11,6 +11,11 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"pairmill.{name}")
 
 
+def one_line(text: str) -> str:
+    """Text of another's making, fit for a terminal: one line, control characters as question marks."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+
+
 def configure(verbose: bool = False) -> None:
     """Send our loggers to standard error; called once by each `__main__` and each worker."""
     level = os.environ.get("PAIRMILL_LOG", "DEBUG" if verbose else "WARNING").upper()

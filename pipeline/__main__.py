@@ -11,6 +11,7 @@ import click
 
 from infra.cli import CONTEXT, open_executor, options_of, print_json, run_main, run_options
 from infra.errors import UsageError
+from infra.log import one_line
 from infra.options import CommaList, config_options, given
 from infra.progress import Progress
 from pipeline.crawl.config import CrawlConfig
@@ -159,7 +160,7 @@ def status(dataset: str, as_json: bool) -> None:
         for reason, number in sorted(counts.dropped.items(), key=lambda item: -item[1]):
             click.echo(f"{'':15} {number:>13,} {reason}")
         for job, error in step.quarantined.items():
-            click.echo(f"{'':15} quarantined {job}: {error.strip().splitlines()[-1]}")
+            click.echo(f"{'':15} quarantined {job}: {one_line(error.strip().splitlines()[-1])}")
 
 
 @main.command()

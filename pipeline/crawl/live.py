@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -115,21 +115,22 @@ class _Bucket:
 
     async def crawl(self, hosts: Mapping[str, list[dict[str, Any]]]) -> None:
         """Every host at once (the fetcher bounds the connections), each at its own pace."""
-        await asyncio.gather(*(self._crawl_host(host, rows) for host, rows in hosts.items()))
+        await _all(self._crawl_host(host, rows) for host, rows in hosts.items())
 
     async def _crawl_host(self, host: str, rows: list[dict[str, Any]]) -> None:
-        rules = await self._rules(rows[0]["url"])
-        if rules.robots.crawl_delay and self.config.respect_robots:
-            self.fetcher.set_delay(
-                host, min(max(rules.robots.crawl_delay, self.config.delay_s), self.config.max_crawl_delay_s)
-            )
+        # robots.txt speaks for one scheme: a host may answer to https alone.
+        first = {_scheme(row["url"]): row["url"] for row in reversed(rows)}
+        rules = {scheme: await self._rules(url) for scheme, url in sorted(first.items())}
+        delay_s = max(rule.robots.crawl_delay or 0.0 for rule in rules.values())
+        if delay_s and self.config.respect_robots:
+            self.fetcher.set_delay(host, min(max(delay_s, self.config.delay_s), self.config.max_crawl_delay_s))
         queue = iter(sorted(rows, key=lambda row: str(row["url"])))
 
         async def work() -> None:
             for row in queue:
-                await self._crawl_page(row, rules)
+                await self._crawl_page(row, rules[_scheme(row["url"])])
 
-        await asyncio.gather(*(work() for _ in range(min(self.config.per_host, len(rows)))))
+        await _all(work() for _ in range(min(self.config.per_host, len(rows))))
 
     async def _crawl_page(self, row: dict[str, Any], rules: HostRules) -> None:
         url, place = row["url"], {"url": row["url"], "host": row["host"], "depth": row["depth"]}
@@ -219,6 +220,21 @@ class _Bucket:
     async def _well_known(self, url: str, path: str) -> Fetched:
         parts = urlsplit(url)
         return await self.fetcher.get(f"{parts.scheme}://{parts.netloc}{path}", max_bytes=ROBOTS_BYTES, accept="*/*")
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; after a fault none may go on behind the job's next try."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _scheme(url: str) -> str:
+    return url.partition(":")[0]
 
 
 def _may_be_sitemap(url: str, kind: str) -> bool:
