@@ -219,13 +219,14 @@ def run_jobs(
     return StepResult(step.name, counts, len(jobs), num_run, quarantined, time.monotonic() - started)
 
 
-def require(result: StepResult, max_quarantined: float) -> StepResult:
-    """Raise StepError where more than the allowed fraction of a step's jobs was given up."""
-    if result.quarantined_share > max_quarantined:
+def require(result: StepResult, max_quarantined: float | None) -> StepResult:
+    """Raise StepError where more than the allowed fraction of a step's jobs was given up; None: it can spare none."""
+    if result.quarantined_share > (max_quarantined or 0.0):
         job, summary = next(iter(result.quarantined.items()))
+        mend = "run the same command again to try them again"
         raise StepError(
             f"{result.step}: {len(result.quarantined)} of {result.num_jobs} jobs quarantined, first {job}: {summary}; "
-            "run the same command again to try them again, or allow a fraction with --max-quarantined"
+            + (mend if max_quarantined is None else f"{mend}, or allow a fraction with --max-quarantined")
         )
     return result
 

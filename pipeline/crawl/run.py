@@ -40,8 +40,8 @@ def crawl(
     def run(step: Step, limit: int | None = None) -> StepResult:
         shown = Progress.quiet() if isinstance(step, Frontier) else progress  # a moment's work between rounds
         result = run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=shown)
-        is_reduce = isinstance(step, Frontier | Merge)  # one job over all rows, not one shard of many
-        return require(result, 0.0 if is_reduce else options.max_quarantined)
+        # Archives are independent; the rounds of a live crawl rest on all links of the rounds before.
+        return require(result, options.max_quarantined if isinstance(step, Archives) else None)
 
     check_start(seeds, warcs)
     _refuse_other_kind(dataset, LiveRound.name if warcs else Archives.name)

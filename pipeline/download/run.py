@@ -47,7 +47,7 @@ def download(
 
     def run(step: Step) -> StepResult:
         is_fetch = step.name == ShardStep.name  # a gap before it would bring repeated rows, or another numbering
-        limit, allowed = (options.limit, options.max_quarantined) if is_fetch else (None, 0.0)
+        limit, allowed = (options.limit, options.max_quarantined) if is_fetch else (None, None)
         return require(run_jobs(step, executor, limit=limit, attempts=options.attempts, progress=progress), allowed)
 
     def run_all() -> list[StepResult]:

@@ -13,10 +13,12 @@ from warcio.warcwriter import WARCWriter
 
 from infra.cli import run_main
 from infra.dataset import Dataset
-from infra.errors import FingerprintError
+from infra.errors import FingerprintError, StepError
 from infra.executors import LocalExecutor
+from infra.jobs import RunOptions
 from pipeline.__main__ import main
 from pipeline.crawl.config import CrawlConfig
+from pipeline.crawl.live import LiveRound
 from pipeline.crawl.run import crawl, summary
 from pipeline.status import read_status
 
@@ -73,3 +75,19 @@ def test_a_refused_command_ends_with_one_json_object_and_writes_nothing(tmp_path
     assert run_main(main, "python -m pipeline", words) == 2
     assert capsys.readouterr().out.splitlines()[-1].startswith('{"error": ')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_crawl_does_not_go_on_without_the_links_of_a_failed_job(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(step: Any, job: Any) -> Any:
+        raise OSError("no space left")
+
+    def start() -> None:
+        options = RunOptions(attempts=1, max_quarantined=1.0)
+        config = CrawlConfig(respect_robots=False, respect_opt_out=False, attempts=1)
+        crawl(Dataset(tmp_path / "out"), config, LocalExecutor(), seeds=["http://127.0.0.1:9/"], options=options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveRound, "run", fail)
+        with pytest.raises(StepError, match="no space left"):
+            start()
+    start()
