@@ -45,7 +45,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.archive.exists():
         sys.exit(f"{options.archive}: no such file; name a WARC with --archive")
-    with tempfile.TemporaryDirectory() as name:
+    (CHECKOUT / "out").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CHECKOUT / "out") as name:  # not /tmp: the second node has its own
         folder = Path(name)
         (folder / "in").mkdir()
         data = options.archive.read_bytes() * options.repeat
