@@ -64,6 +64,13 @@ class Dataset:
         """Name of a shard's index: uid, key, member, offset, size."""
         return f"index/{shard}.parquet"
 
+    def read_sizes(self) -> dict[str, int]:
+        """`sizes.json`, empty before it was written."""
+        try:
+            return dict(json.loads(self.storage.read("sizes.json")))
+        except FileNotFoundError:
+            return {}
+
     def write_sizes(self, sizes: dict[str, int]) -> None:
         """Publish `sizes.json` (tar name → samples), as open_clip reads it."""
         ordered = {name: sizes[name] for name in sorted(sizes, key=lambda name: (len(name), name))}

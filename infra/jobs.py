@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -250,7 +251,7 @@ def _refuse_other_settings(step: Step, jobs: Sequence[Job], done: Mapping[str, D
 
 def _changed_settings(step: Step) -> str:
     before = (step.dataset.ledger.plan(step.name) or {}).get("settings", {})
-    after = step.settings()
+    after = _as_json(step.settings())
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name}: {before.get(name)!r} then, {after.get(name)!r} now" for name in sorted(names))
 
@@ -258,6 +259,11 @@ def _changed_settings(step: Step) -> str:
 def _write_plan(step: Step, jobs: Sequence[Job]) -> None:
     ids = [job.id for job in jobs]
     plan = step.dataset.ledger.plan(step.name)
-    settings = dict(step.settings())
+    settings = _as_json(step.settings())
     if plan is None or plan["jobs"] != ids or plan.get("settings") != settings:
         step.dataset.ledger.write_plan(step.name, fingerprint(settings), ids, settings=settings)
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # As the plan's file gives it back: a tuple is a list there.
+    return dict(json.loads(json.dumps(settings)))

@@ -194,14 +194,15 @@ class Storage:
         for _ in range(SWEEPS_IN_A_ROW):
             # Another worker's sweep may take the empty folder away at any moment.
             with suppress(FileNotFoundError, FileExistsError):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                # Elsewhere than in the dataset it lies in a folder of all users' files: nobody else's business.
+                path.parent.mkdir(mode=0o777 if self.is_local else 0o700, parents=True, exist_ok=True)
                 path.touch()
                 return path
         raise DatasetError(f"{path.parent}: no temporary file can be made there; is it a folder?")
 
     def _temporary_folder(self) -> Path:
         # The same disk as the final name, or the rename would be a copy.
-        return Path(self.path(TEMPORARY)) if self.is_local else Path(tempfile.gettempdir()) / "pairmill"
+        return Path(self.path(TEMPORARY)) if self.is_local else Path(tempfile.gettempdir()) / f"pairmill-{os.getuid()}"
 
     def _publish(self, temporary: Path, name: str) -> None:
         if not self.is_local:

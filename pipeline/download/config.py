@@ -27,6 +27,11 @@ class DownloadConfig(FetchConfig, ImageConfig):
     respect_opt_out: bool = Field(
         True, description="Leave out images whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."
     )
+    allow_archive: tuple[str, ...] = Field(
+        (),
+        description="Folders or url prefixes of archives that a table's warc_path may name, to read images from. The "
+        "dataset's own crawl needs none.",
+    )
     deny: str | None = Field(
         None, description="File of what must not be stored, a line each: url:…, domain:…, sha256:…, phash:…[/distance]."
     )

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from infra.errors import UsageError
 from infra.sample import UID_BYTES, pair_uid
+from infra.storage import Storage
 from pipeline.download.config import DownloadConfig
 
 FORMATS = ("parquet", "csv", "tsv", "jsonl")
@@ -107,6 +108,23 @@ def _normalise(table: pa.Table, path: str, config: DownloadConfig) -> pa.Table:
             kept = name if is_free else f"input_{name}"
             columns[kept if kept not in columns else f"input_{kept}"] = table[name]
     return pa.table(columns)
+
+
+def only_allowed_archives(table: pa.Table, allowed: Sequence[str]) -> pa.Table:
+    """A stranger's table must not make us open files: its warc_path is kept below an allowed prefix, else emptied.
+
+    A row whose warc_path was emptied is fetched by its url, as any other.
+    """
+    if "warc_path" not in table.column_names:
+        return table
+    prefixes = tuple(Storage(prefix).url.rstrip("/") + "/" for prefix in allowed)
+    paths = [path if _is_below(path, prefixes) else None for path in table["warc_path"].to_pylist()]
+    return table.set_column(table.column_names.index("warc_path"), "warc_path", pa.array(paths, pa.string()))
+
+
+def _is_below(path: Any, prefixes: tuple[str, ...]) -> bool:
+    # "::" chains protocols in fsspec; ".." climbs out.
+    return isinstance(path, str) and path.startswith(prefixes) and "::" not in path and ".." not in path.split("/")
 
 
 def check_columns(path: str, config: DownloadConfig) -> None:

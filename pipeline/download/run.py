@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
@@ -12,11 +14,13 @@ from typing import Any
 import pyarrow as pa
 
 from infra.dataset import Dataset
-from infra.errors import StepError
+from infra.errors import StepError, UsageError
 from infra.executors import LocalExecutor
 from infra.jobs import Executor, RunOptions, Step, StepResult, require, run_jobs
 from infra.ledger import Counts
+from infra.log import get_logger
 from infra.progress import Progress
+from infra.reasons import REASONS
 from infra.tables import connect, urls, write_table
 from pipeline.download.config import DownloadConfig
 from pipeline.download.inputs import expand_tables, identify
@@ -24,6 +28,8 @@ from pipeline.download.native import Native
 from pipeline.download.shard import ShardStep
 from pipeline.download.split import Duplicates, Split, add_inputs, known_inputs, read_input
 from pipeline.fetch.errors import matches_retry
+
+log = get_logger("download")
 
 
 def download(
@@ -57,8 +63,11 @@ def download(
             write_sizes(dataset)  # the shards that are done can be read
             raise
 
+    check_retry(retry)
     add_inputs(dataset, expand_tables(tables), config)
     was_finished = is_finished(dataset)
+    if retry and not was_finished:
+        log.warning("--retry waits for the shards that are not done yet; give the command once more when it has ended")
     results = run_all()
     if retry and was_finished and add_retry(dataset, config, retry):
         results = run_all()
@@ -76,9 +85,20 @@ def make_step(dataset: Dataset, config: DownloadConfig) -> Step:
 
 
 def is_finished(dataset: Dataset) -> bool:
-    """Has every shard of the known tables been downloaded? False before the first run."""
+    """Did the last run come to its end, with every shard of the known tables downloaded? False before the first run."""
     num_shards = sum(item.num_shards for item in known_inputs(dataset))
-    return num_shards > 0 and len(dataset.ledger.done("download")) >= num_shards
+    done = dataset.ledger.done("download")
+    # sizes.json is written last: a run killed before it is only ended by the next one.
+    return num_shards > 0 and len(done) >= num_shards and dataset.read_sizes().keys() == set(map(dataset.tar, done))
+
+
+def check_retry(words: Sequence[str]) -> None:
+    """Raise UsageError for a word of --retry that is no reason."""
+    for word in words:
+        if word not in REASONS and not re.fullmatch(r"(http_)?[1-5](\d\d|xx)", word):
+            close = difflib.get_close_matches(word, REASONS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "write reasons of the tables, 404 or 5xx"
+            raise UsageError(f"--retry {word}: no such reason; {hint}")
 
 
 def add_retry(dataset: Dataset, config: DownloadConfig, reasons: Sequence[str]) -> bool:

@@ -22,7 +22,7 @@ from infra.sample import UID_BYTES
 from infra.storage import Committed
 from infra.tables import connect, read_table, urls, write_table
 from pipeline.download.config import DownloadConfig
-from pipeline.download.inputs import check_columns, identify, read_rows
+from pipeline.download.inputs import check_columns, identify, only_allowed_archives, read_rows
 
 INPUTS = "ledger/inputs.json"
 
@@ -130,7 +130,7 @@ class Split(Step):
 
     def settings(self) -> Mapping[str, Any]:
         """What changes the input tables."""
-        names = ("url_col", "caption_col", "hash_col", "bbox_col", "shard_size", "shard_digits")
+        names = ("url_col", "caption_col", "hash_col", "bbox_col", "allow_archive", "shard_size", "shard_digits")
         return {name: getattr(self.config, name) for name in names}
 
     def inputs(self, job: Job) -> Any:
@@ -157,6 +157,8 @@ class Split(Step):
             if isinstance(part, int):
                 num_bad += part
                 continue
+            if not item.path.startswith("./"):
+                part = only_allowed_archives(part, self.config.allow_archive)
             if num_rows + part.num_rows > item.num_rows:
                 raise DatasetError(f"{path}: it has grown since this run began; run again when it is whole")
             name = input_table(shard_name(shard, self.config.shard_digits))

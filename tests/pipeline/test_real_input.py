@@ -64,7 +64,10 @@ def test_images_inside_an_archive_are_stored_without_a_download(tmp_path):
     inside = [row for row in pairs_of(tmp_path).to_pylist() if row["warc_path"]]
     table = tmp_path / "inside.parquet"
     pq.write_table(pa.Table.from_pylist(inside), table)
-    facts = run("pipeline", "download", table, "--out", tmp_path / "shards", "--local", "--image-size", "256")
+    words = ("pipeline", "download", table, "--local", "--image-size", "256", "--attempts", "1")
+    refused = run(*words, "--out", tmp_path / "refused")
+    assert refused["rows_out"] == 0, "a table from elsewhere opens no file of ours"
+    facts = run(*words, "--out", tmp_path / "shards", "--allow-archive", archive.parent)
     assert facts["rows_in"] == len(inside)
     # No url of the archive can be reached from here: what is stored came from the file.
     assert facts["rows_out"] == len(inside) - sum(facts["dropped"].values()) > 0

@@ -159,6 +159,24 @@ def test_failed_rows_are_tried_again_by_reason_into_new_shards(images, tmp_path)
     assert_whole(tmp_path / "out")
 
 
+def test_a_word_of_retry_that_is_no_reason_is_refused(images, tmp_path):
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([{"url": f"{images[1].url}/1.png", "caption": "x"}]), table)
+    with pytest.raises(UsageError, match="did you mean timeout"):
+        download(Dataset(tmp_path / "out"), settings_of(), [str(table)], LocalExecutor(), retry=["timout"])
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "{folder}/../secret.warc", "file:///etc/passwd", "zip://x::{folder}/a"]
+)
+def test_a_strangers_table_opens_no_file(images, tmp_path, path):
+    warc_path = path.format(folder=tmp_path / "archives")
+    rows = [{"url": f"{images[1].url}/1.png", "caption": "x", "warc_path": warc_path, "warc_offset": 0}]
+    facts = store(tmp_path / "out", rows, allow_archive=(str(tmp_path / "archives"),))
+    assert facts["rows_out"] == 1, "fetched by its url"
+    assert [row["warc_path"] for row in rows_of(tmp_path / "out")] == [None]
+
+
 def test_other_settings_or_a_changed_table_are_refused_before_anything_runs(images, tmp_path):
     rows = [{"url": f"{images[1].url}/{number}.png", "caption": str(number)} for number in range(5)]
     store(tmp_path / "out", rows)
