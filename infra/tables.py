@@ -27,14 +27,12 @@ def read_table(storage: Storage, name: str, columns: Sequence[str] | None = None
     return pq.read_table(io.BytesIO(storage.read(name)), columns=list(columns) if columns is not None else None)
 
 
-def connect(storage: Storage, memory: str = "2GB", threads: int | None = None) -> duckdb.DuckDBPyConnection:
+def connect(storage: Storage, memory: str = "2GB") -> duckdb.DuckDBPyConnection:
     """A DuckDB that reads the storage's files and spills to disk beyond `memory`."""
     connection = duckdb.connect()
     connection.execute("SET memory_limit = ?", [memory])
     connection.execute("SET temp_directory = ?", [tempfile.gettempdir()])
     connection.execute("SET enable_progress_bar = false")
-    if threads is not None:
-        connection.execute("SET threads = ?", [threads])
     if not storage.is_local:
         connection.register_filesystem(storage.filesystem)
     return connection
