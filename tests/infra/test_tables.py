@@ -58,7 +58,7 @@ def test_duckdb_joins_tables_by_uid_wherever_they_lie(place: str) -> None:
     storage = Storage(place)
     write_table(storage, "a/00000.parquet", some_rows())
     write_table(storage, "b/00000.parquet", some_rows().take(pa.array(range(99, 49, -1))))
-    connection = connect(storage, threads=1)
+    connection = connect(storage)
     query = "SELECT count(*), sum(a.width) FROM read_parquet(?) a JOIN read_parquet(?) b USING (uid)"
     found = connection.execute(
         query, [urls(storage, ["a/00000.parquet"]), urls(storage, ["b/00000.parquet"])]
