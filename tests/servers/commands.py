@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,27 @@ def run(*words: str | Path, code: int = 0, timeout_s: float = 240, **environment
     assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
     facts: dict[str, Any] = json.loads(out.strip().splitlines()[-1]) if code == 0 else {"error": err}
     return facts
+
+
+def watched(process: subprocess.Popen[str], timeout_s: float = 240) -> tuple[str, str, int]:
+    """Wait for a process; its output, its errors, and its peak memory in MiB.
+
+    Read from the process itself: what the system accounts to a child begins with the size of the one that forked it.
+    """
+    peak_mib = [0]
+
+    def watch() -> None:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            if found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text()):
+                peak_mib[0] = int(found[1]) // 1024
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out, err = process.communicate(timeout=timeout_s)
+    watcher.join()
+    return out, err, peak_mib[0]
 
 
 def published(folder: Path) -> dict[str, bytes]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.reasons import REASONS
-from tests.servers.commands import start
+from tests.servers.commands import start, watched
 from tests.servers.hostile import ALLOW, ILLS, HostileWeb, Ill, serve_hostile
 
 MAX_SECONDS = 45  # 15 on two idle cores
@@ -52,23 +50,12 @@ def download(web: HostileWeb, table: Path, out: Path, per_host: int) -> dict[str
     ]
     words += ["--ca-file", web.ca_file, "--timeout-s", "1", "--total-timeout-s", "4", "--backoff-s", "0.1"]
     words += ["--dns-timeout-s", "0.5", "--per-host", str(per_host), "--max-bytes", str(8 << 20)]
-    started, peak_mib = time.monotonic(), [0]
+    started = time.monotonic()
     process = start(*words)
-
-    def watch() -> None:
-        status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            if found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text()):
-                peak_mib[0] = int(found[1]) // 1024
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    out_text, err_text = process.communicate(timeout=4 * MAX_SECONDS)
-    watcher.join()
+    out_text, err_text, peak_mib = watched(process, timeout_s=4 * MAX_SECONDS)
     assert process.returncode == 0, err_text
     facts: dict[str, Any] = json.loads(out_text.strip().splitlines()[-1])
-    return {**facts, "took_s": time.monotonic() - started, "peak_mib": peak_mib[0]}
+    return {**facts, "took_s": time.monotonic() - started, "peak_mib": peak_mib}
 
 
 def test_every_ill_ends_as_its_reason_and_a_second_run_writes_the_same_bytes(web: HostileWeb, tmp_path: Path) -> None:
