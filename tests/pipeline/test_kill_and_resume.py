@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,12 +57,12 @@ def kill_at(words: tuple[str, ...], moment_s: float, victim: str, rng: random.Ra
     """Start a command, kill -9 at a moment. Returns whether there was still something to kill."""
     process = start(*words)
     time.sleep(moment_s)
+    workers = _workers(process) if victim == "worker" else []
     if process.poll() is not None:
         process.communicate()
         return False
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_worker(child)]
-    if victim == "worker" and workers:
-        rng.choice(workers).send_signal(signal.SIGKILL)
+    if victim == "worker":
+        rng.choice(workers).kill()
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err  # the run heals by itself
         return True
@@ -79,9 +79,19 @@ def kill_at(words: tuple[str, ...], moment_s: float, victim: str, rng: random.Ra
     return True
 
 
+def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Ray's actors at work for a command; waits for the first of them, or for the command's end."""
+    while process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        if workers := [child for child in children if _is_worker(child)]:
+            return workers
+        time.sleep(0.05)
+    return []
+
+
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[0].startswith("ray::_")  # a task or actor of ours, none of Ray's own
+        return process.cmdline()[0].startswith("ray::_Worker")  # our actor, none of Ray's own
     except (psutil.Error, IndexError):
         return False
 
@@ -106,7 +116,7 @@ def test_a_run_on_ray_that_loses_a_process_ends_with_the_same_bytes(web, undistu
     rng = random.Random(f"{victim}{seed}")
     run(*crawl_words(web, tmp_path, "--local"))
     words = download_words(web, tmp_path)
-    kill_at(words, rng.uniform(6.0, 10.0), victim, rng)
+    assert kill_at(words, rng.uniform(6.0, 10.0), victim, rng), "the run was over before it could be disturbed"
     run(*words)
     assert_same(undisturbed, tmp_path)
 
