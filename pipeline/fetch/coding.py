@@ -28,7 +28,7 @@ class Decoder(Protocol):
     """Undoes one encoding, or several."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What `data` stands for, in pieces of at most 2 × PIECE_BYTES. Raises CodingError. To be used up or given up."""
+        """What `data` stands for, in pieces of at most 2 × PIECE_BYTES; use it up or give it up. Raises CodingError."""
 
     def finish(self) -> None:
         """The body has ended. Raises CodingError where the encoding had not."""
