@@ -221,6 +221,7 @@ def main() -> None:
         print(
             f"{len(urls)} names, {num_fetchable} fetchable, {SHARES}, answers in {DELAY_S} s, {options.lost:.0%} lost"
         )
+        print("urllib asks the same name server through a patched getaddrinfo: it can be given no port of its own")
         print(f"{'':58}{'fetched':>9}{'names/s':>9}{'wall s':>8}{'CPU ms/name':>13}  failures")
         for name, client in clients.items():
             run = measure(client)

@@ -1,8 +1,8 @@
 """The real img2dataset as engine: its fetching and resizing, inside our atomic, accounted shard.
 
-For people who want its exact behaviour. It has none of our guards (PEERS: it follows redirects to loopback, reads
+For people who want its exact behaviour. It has none of our guards (1.47 follows redirects to loopback, reads
 file://, and has no byte or pixel cap), so the command asks for --unsafe-engine. Rows, keys and bytes on disk are
-ours: its tars are written in completion order, with clocks inside.
+ours, since its own tars are written in completion order, with clocks inside.
 """
 
 from __future__ import annotations
