@@ -1,0 +1,112 @@
+"""Scorer: costs compute, judges nothing. What a score table's columns are, and the batch that scorers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from filters.pixels import decode
+from infra.jobs import Resources
+from infra.recipe import Config
+from infra.sample import UID_BYTES, Caption, Pair
+
+# Every score table begins with these: what a row is about. Scores of an image have neither source nor n.
+KEYS = pa.schema([("uid", pa.binary(UID_BYTES)), ("source", pa.string()), ("n", pa.int32())])
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive pairs of one shard. What one scorer has decoded, the next one finds decoded."""
+
+    pairs: Sequence[Pair]
+
+    @cached_property
+    def pixels(self) -> list[Pixels | None]:
+        """An image each, (H, W, 3) uint8 RGB; None where there is none or it cannot be decoded."""
+        return [None if pair.image is None else decode(pair.image) for pair in self.pairs]
+
+    @cached_property
+    def captions(self) -> list[tuple[Pair, Caption]]:
+        """Every caption with its pair: the rows of a table of caption scores, in order."""
+        return [(pair, caption) for pair in self.pairs for caption in pair.captions]
+
+    @property
+    def texts(self) -> list[str]:
+        """The captions' texts."""
+        return [caption.text for _, caption in self.captions]
+
+
+class NoSettings(Config):
+    """For scorers that have nothing to set."""
+
+
+class Scorer(ABC):
+    """One family of scores. It writes columns and never drops a row; what it cannot tell is null.
+
+    A subclass names its `columns` by `column()`, its settings by a Config in `Settings` (`--set NAME.option=value`),
+    and gives `score`. It is pickled before `setup`, which runs once a worker.
+    """
+
+    name: ClassVar[str]  # default name of its table; --as renames it
+    per: ClassVar[Literal["image", "caption"]]  # a row for each pair, or for each of their captions
+    needs_image: ClassVar[bool] = False  # encoded bytes are read only if a scorer asks for them
+    holds: ClassVar[bool] = False  # a model is kept between shards: Ray gives it actors instead of tasks
+    resources: ClassVar[Resources] = Resources()
+    columns: ClassVar[pa.Schema]
+    Settings: ClassVar[type[Config]] = NoSettings
+
+    def __init__(self, settings: Config | None = None) -> None:
+        self.settings = settings if settings is not None else self.Settings()
+
+    def setup(self) -> None:  # noqa: B027 - most scorers hold nothing
+        """Load the model; once a worker, before its first batch."""
+
+    @abstractmethod
+    def score(self, batch: Batch) -> pa.Table:
+        """Columns of `columns`, a row for each pair (per image) or for each of `batch.captions` (per caption)."""
+
+
+def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
+    """A column of a score table. The description (range, unit, sense) travels in the file, for `explain` and reports."""
+    return pa.field(name, kind, metadata={"description": description})
+
+
+def description(field: pa.Field) -> str:
+    """What `column` was told of a field read back from a file; "" for tables of others."""
+    return bytes((field.metadata or {}).get(b"description", b"")).decode("utf-8", "replace")
+
+
+def keys_of(batch: Batch, per: Literal["image", "caption"]) -> pa.Table:
+    """The key columns of a batch's scores."""
+    if per == "image":
+        nothing = [None] * len(batch.pairs)
+        values: list[list[object]] = [[pair.uid for pair in batch.pairs], nothing, nothing]
+    else:
+        captions = batch.captions
+        values = [
+            [pair.uid for pair, _ in captions],
+            [caption.source for _, caption in captions],
+            [caption.n for _, caption in captions],
+        ]
+    return pa.Table.from_arrays([pa.array(v, f.type) for v, f in zip(values, KEYS, strict=True)], schema=KEYS)
+
+
+def batches(pairs: Iterator[Pair], size: int) -> Iterator[Batch]:
+    """Cut a stream of pairs into batches of at most `size`."""
+    held: list[Pair] = []
+    for pair in pairs:
+        held.append(pair)
+        if len(held) == size:
+            yield Batch(held)
+            held = []
+    if held:
+        yield Batch(held)
