@@ -7,7 +7,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -90,6 +90,65 @@ class Step(ABC):
     def teardown(self) -> None:  # noqa: B027
         """Release what is held."""
 
+    @property
+    def parts(self) -> Sequence[Step]:
+        """The steps that a job of this one finishes: itself, unless it is a Pass."""
+        return (self,)
+
+    def run_parts(self, job: Job, parts: Sequence[Step]) -> Iterable[tuple[Step, Outcome]]:
+        """Do one job for those `parts` of the step that lack it."""
+        return [(self, self.run(job))]
+
+
+class Pass(Step):
+    """Steps over the same jobs, done in one reading of the data; each keeps its own plan, settings and marks.
+
+    A subclass gives `run_parts`. All parts plan the same jobs.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Step]) -> None:
+        self.name = name
+        self._parts = tuple(parts)
+        self.dataset = self._parts[0].dataset
+        self.holds = any(part.holds for part in self._parts)
+        needs = [part.resources for part in self._parts]
+        self.resources = Resources(
+            max(need.cpus for need in needs),
+            max(need.gpus for need in needs),
+            max((need.memory_bytes or 0 for need in needs), default=0) or None,
+        )
+
+    @property
+    def parts(self) -> Sequence[Step]:
+        """The steps that share the pass."""
+        return self._parts
+
+    def settings(self) -> Mapping[str, Any]:
+        """Each part has its own."""
+        return {part.name: part.settings() for part in self._parts}
+
+    def inputs(self, job: Job) -> Any:
+        """Each part has its own."""
+        return {part.name: part.inputs(job) for part in self._parts}
+
+    def plan(self) -> Sequence[Job]:
+        """The jobs that all parts share."""
+        return self._parts[0].plan()
+
+    def run(self, job: Job) -> Outcome:
+        """A pass has no outcome of its own."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        """Set every part up."""
+        for part in self._parts:
+            part.setup()
+
+    def teardown(self) -> None:
+        """Release what the parts hold."""
+        for part in self._parts:
+            part.teardown()
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -153,15 +212,21 @@ def job_fingerprint(step: Step, job: Job) -> str:
 def perform(step: Step, job: Job) -> Counts:
     """Run one job where we stand, check that its rows conserve, and mark it done. Workers call this."""
     started = time.time()
-    outcome = step.run(job)
-    outcome.counts.check(f"{step.name} {job.id}")
-    took_s = time.time() - started
-    clock = {"started": round(started, 3), "took_s": round(took_s, 3), "host": socket.gethostname()}
-    mark = DoneMark(step.name, job.id, job_fingerprint(step, job), outcome.counts, outcome.files, clock)
-    step.dataset.ledger.mark_done(mark)
-    rows_in, rows_out = mark.counts.rows_in, mark.counts.rows_out
-    log.info("step=%s job=%s in=%d out=%d took_s=%.1f", step.name, job.id, rows_in, rows_out, took_s)
-    return outcome.counts
+    ledger = step.dataset.ledger
+    parts = step.parts
+    if len(parts) > 1:  # another run, or another try, may have done some of them
+        parts = [part for part in parts if not ledger.is_done(part.name, job.id, job_fingerprint(part, job))]
+    counts = Counts()
+    for part, outcome in step.run_parts(job, parts):
+        outcome.counts.check(f"{part.name} {job.id}")
+        took_s = time.time() - started
+        clock = {"started": round(started, 3), "took_s": round(took_s, 3), "host": socket.gethostname()}
+        mark = DoneMark(part.name, job.id, job_fingerprint(part, job), outcome.counts, outcome.files, clock)
+        ledger.mark_done(mark)
+        rows_in, rows_out = mark.counts.rows_in, mark.counts.rows_out
+        log.info("step=%s job=%s in=%d out=%d took_s=%.1f", part.name, job.id, rows_in, rows_out, took_s)
+        counts += outcome.counts
+    return counts
 
 
 def run_jobs(
@@ -169,22 +234,22 @@ def run_jobs(
 ) -> StepResult:
     """Run a step's unfinished jobs. A failing job is tried `attempts` times, then quarantined; the run goes on.
 
-    Raises FingerprintError, before anything runs, where the dataset holds results of other settings or input.
+    Counts are those of all parts together. Raises FingerprintError, before anything runs, where the dataset holds
+    results of other settings or input.
     """
     started = time.monotonic()
     progress = progress or Progress.quiet()
     ledger = step.dataset.ledger
     step.dataset.storage.sweep()
     jobs = list(step.plan())
-    done = ledger.done(step.name)
-    if step.derived:
-        done = {job.id: done[job.id] for job in jobs if job.id in done and _is_current(step, job, done[job.id])}
-    _refuse_other_settings(step, jobs, done)
-    _write_plan(step, jobs)
+    done = {part.name: _done(part, jobs) for part in step.parts}
+    for part in step.parts:
+        _write_plan(part, jobs)
 
-    counts = sum((done[job.id].counts for job in jobs if job.id in done), Counts())
-    waiting = [job for job in jobs if job.id not in done][:limit]
-    num_done = sum(job.id in done for job in jobs)
+    counts = sum((marks[job.id].counts for marks in done.values() for job in jobs if job.id in marks), Counts())
+    lacking = {job.id: [name for name, marks in done.items() if job.id not in marks] for job in jobs}
+    waiting = [job for job in jobs if lacking[job.id]][:limit]
+    num_done = sum(not names for names in lacking.values())
     progress.start(step.name, num_jobs=num_done + len(waiting), num_done=num_done, counts=counts)
     quarantined: dict[str, str] = {}
     tries, deaths = Counter[str](), Counter[str]()
@@ -208,7 +273,8 @@ def run_jobs(
                     log.warning("step=%s job=%s try=%d error=%s", step.name, job.id, tries[job.id], summary)
                     running.submit(job)
                     continue
-                ledger.quarantine(step.name, job.id, result.error, tries[job.id] + deaths[job.id])
+                for name in lacking[job.id]:
+                    ledger.quarantine(name, job.id, result.error, tries[job.id] + deaths[job.id])
                 quarantined[job.id] = summary
                 progress.quarantine(job.id, summary)
             following = next(queue, None)
@@ -230,6 +296,15 @@ def require(result: StepResult, max_quarantined: float | None) -> StepResult:
             + (mend if max_quarantined is None else f"{mend}, or allow a fraction with --max-quarantined")
         )
     return result
+
+
+def _done(step: Step, jobs: Sequence[Job]) -> Mapping[str, DoneMark]:
+    """What need not be done again. Raises FingerprintError where something was done with other settings or input."""
+    done = step.dataset.ledger.done(step.name)
+    if step.derived:
+        done = {job.id: done[job.id] for job in jobs if job.id in done and _is_current(step, job, done[job.id])}
+    _refuse_other_settings(step, jobs, done)
+    return done
 
 
 def _is_current(step: Step, job: Job, mark: DoneMark) -> bool:

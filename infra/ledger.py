@@ -114,6 +114,14 @@ class Ledger:
         found = self.storage.read_many(names)
         return {_stem(name): DoneMark.from_json(json.loads(found[name])) for name in names}
 
+    def is_done(self, step: str, job: str, fingerprint: str) -> bool:
+        """Was this job finished, with this fingerprint?"""
+        try:
+            found = json.loads(self.storage.read(f"ledger/done/{step}/{job}.json"))
+        except FileNotFoundError:
+            return False
+        return bool(found["fingerprint"] == fingerprint)
+
     def mark_done(self, mark: DoneMark) -> None:
         """Lift a quarantine of the job and publish its done-mark: last of all, so that a kill leaves no quarantine."""
         self.storage.remove(f"ledger/quarantine/{mark.step}/{mark.job}.json")

@@ -20,13 +20,13 @@ from infra import jobs
 from infra.dataset import Dataset
 from infra.errors import FingerprintError, StepError
 from infra.executors import LocalExecutor, RayExecutor
-from infra.jobs import Executor, Job, Outcome, Resources, require, run_jobs
+from infra.jobs import Executor, Job, Outcome, Resources, Step, require, run_jobs
 from infra.ledger import ConservationError, Counts
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Toy:
+class Toy(Step):
     """Job n writes n lines; every third row falls as `third`. Tries are counted in files, since workers may die."""
 
     name = "toy"
