@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,8 @@ import pyarrow as pa
 from filters.pixels import decode
 from infra.jobs import Resources
 from infra.recipe import Config
-from infra.sample import UID_BYTES, Caption, Pair
-
-# Every score table begins with these: what a row is about. Scores of an image have neither source nor n.
-KEYS = pa.schema([("uid", pa.binary(UID_BYTES)), ("source", pa.string()), ("n", pa.int32())])
+from infra.sample import Caption, Pair
+from infra.tables import KEYS
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -67,6 +65,10 @@ class Scorer(ABC):
     def __init__(self, settings: Config | None = None) -> None:
         self.settings = settings if settings is not None else self.Settings()
 
+    def identity(self) -> Mapping[str, Any]:
+        """JSON-ready facts beside the settings that change the scores, such as a model's digest."""
+        return {}
+
     def setup(self) -> None:  # noqa: B027 - most scorers hold nothing
         """Load the model; once a worker, before its first batch."""
 
@@ -76,7 +78,7 @@ class Scorer(ABC):
 
 
 def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
-    """A column of a score table. The description (range, unit, sense) travels in the file, for `explain` and reports."""
+    """A column of a score table. The description (range, unit, sense) travels in the file, to whoever shows it."""
     return pa.field(name, kind, metadata={"description": description})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tempfile
 from collections.abc import Sequence
@@ -10,21 +11,76 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.sample import UID_BYTES
 from infra.storage import Committed, Storage
 
 ROW_GROUP = 100_000
+
+# What a row of a score table or a selection is about. Scores of an image have neither source nor n.
+KEYS = pa.schema([("uid", pa.binary(UID_BYTES)), ("source", pa.string()), ("n", pa.int32())])
+UIDS_DIGEST = b"pairmill.uids"  # in a keyed table's metadata: two tables with the same one hold the same uids in order
+CAPTIONS_DIGEST = b"pairmill.captions"  # the same of source and n
 
 
 def write_table(storage: Storage, name: str, table: pa.Table, row_group: int = ROW_GROUP) -> Committed:
     """Publish a table. The same rows give the same bytes: fixed compression and row groups, no clock."""
     with storage.commit(name) as draft:
-        pq.write_table(table, draft.path, compression="zstd", row_group_size=row_group, store_schema=True)
+        # A dictionary of values that hardly ever repeat is built for nothing, and read for nothing.
+        repeating = [path for field in table.schema if not _is_uid(field) for path in _leaves(field)]
+        pq.write_table(
+            table, draft.path, compression="zstd", row_group_size=row_group, store_schema=True, use_dictionary=repeating
+        )
     return draft.result()
+
+
+def write_keyed_table(storage: Storage, name: str, table: pa.Table) -> Committed:
+    """Publish a table that begins with KEYS; digests of its keys go into its metadata.
+
+    A reader of several tables then knows from their footers whether their rows are of the same uids in the same order.
+    """
+    uids, captions = keys_digests(table)
+    metadata = {**(table.schema.metadata or {}), UIDS_DIGEST: uids, CAPTIONS_DIGEST: captions}
+    return write_table(storage, name, table.replace_schema_metadata(metadata))
+
+
+def keys_digests(table: pa.Table) -> tuple[bytes, bytes]:
+    """blake2b-128 of a keyed table's uids, and of its source and n, in the order of its rows."""
+    uids = table["uid"].combine_chunks()
+    source, n = table["source"].combine_chunks().dictionary_encode(), table["n"].fill_null(-1)
+    parts = (source.indices.fill_null(-1).to_numpy(), source.dictionary.to_pylist(), n.to_numpy())
+    first = uids.offset * UID_BYTES
+    return (
+        hashlib.blake2b(uids.buffers()[1][first : first + len(uids) * UID_BYTES], digest_size=16).digest(),
+        hashlib.blake2b(parts[0].tobytes() + repr(parts[1]).encode() + parts[2].tobytes(), digest_size=16).digest(),
+    )
 
 
 def read_table(storage: Storage, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A table, or some of its columns. Raises FileNotFoundError."""
     return pq.read_table(io.BytesIO(storage.read(name)), columns=list(columns) if columns is not None else None)
+
+
+def _is_uid(field: pa.Field) -> bool:
+    return bool(field.type == pa.binary(UID_BYTES))
+
+
+def _leaves(field: pa.Field, path: str = "") -> list[str]:
+    """Parquet's names of a field's columns, those of nested values included."""
+    path = f"{path}{field.name}"
+    if pa.types.is_struct(field.type):
+        return [leaf for child in field.type for leaf in _leaves(child, f"{path}.")]
+    if pa.types.is_map(field.type):
+        parts = (field.type.key_field.with_name("key"), field.type.item_field.with_name("value"))
+        return [leaf for part in parts for leaf in _leaves(part, f"{path}.key_value.")]
+    if pa.types.is_list(field.type) or pa.types.is_large_list(field.type) or pa.types.is_fixed_size_list(field.type):
+        return _leaves(field.type.value_field.with_name("element"), f"{path}.list.")
+    return [path]
+
+
+def open_table(storage: Storage, name: str) -> pq.ParquetFile:
+    """A table of which only some columns or the footer are wanted. Raises FileNotFoundError."""
+    source = storage.path(name) if storage.is_local else io.BytesIO(storage.read(name))
+    return pq.ParquetFile(source)
 
 
 def connect(storage: Storage, memory: str = "2GB") -> duckdb.DuckDBPyConnection:

@@ -11,7 +11,18 @@ import pytest
 from infra.dataset import Dataset
 from infra.sample import UID_BYTES, pair_uid
 from infra.storage import Storage
-from infra.tables import connect, read_table, urls, write_table
+from infra.tables import (
+    CAPTIONS_DIGEST,
+    KEYS,
+    UIDS_DIGEST,
+    connect,
+    keys_digests,
+    open_table,
+    read_table,
+    urls,
+    write_keyed_table,
+    write_table,
+)
 
 
 def some_rows(first: int = 0, num: int = 100) -> pa.Table:
@@ -81,3 +92,27 @@ def test_sizes_are_in_the_order_of_the_shards(place: str) -> None:
     dataset = Dataset(place)
     dataset.write_sizes({"100000.tar": 3, "99999.tar": 1})
     assert list(json.loads(dataset.storage.read("sizes.json")).items()) == [("99999.tar", 1), ("100000.tar", 3)]
+
+
+def test_digests_of_keys_tell_equal_uids_from_other_ones_and_another_order():
+    def table(*columns):
+        return pa.Table.from_arrays([pa.array(v, f.type) for v, f in zip(columns, KEYS, strict=True)], schema=KEYS)
+
+    one, two = bytes(16), bytes(15) + b"\1"
+    plain = keys_digests(table([one, two], ["web", "web"], [0, 0]))
+    assert keys_digests(pa.concat_tables([table([one], ["web"], [0]), table([two], ["web"], [0])])) == plain
+    assert keys_digests(table([two, one, two], ["blip", "web", "web"], [0, 0, 0]).slice(1)) == plain
+    assert keys_digests(table([two, one], ["web", "web"], [0, 0]))[0] != plain[0]
+    assert keys_digests(table([one, two], ["web", "blip"], [0, 0]))[1] != plain[1]
+    assert keys_digests(table([one, two], ["web", "web"], [0, 1]))[1] != plain[1]
+    assert keys_digests(table([one, two], [None, None], [None, None]))[1] != plain[1]
+
+
+def test_a_keyed_table_says_its_digests_in_its_footer(tmp_path):
+    storage = Storage(tmp_path)
+    keys = [pa.array([bytes(16)], KEYS.field("uid").type), pa.array(["web"]), pa.array([0], pa.int32())]
+    table = pa.Table.from_arrays([*keys, pa.array([{"a": [1, 2]}])], [*KEYS.names, "more"])
+    write_keyed_table(storage, "scores/x/0.parquet", table)
+    footer = open_table(storage, "scores/x/0.parquet").schema_arrow.metadata
+    assert (footer[UIDS_DIGEST], footer[CAPTIONS_DIGEST]) == keys_digests(table)
+    assert read_table(storage, "scores/x/0.parquet").to_pylist() == table.to_pylist()
