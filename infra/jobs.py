@@ -324,6 +324,17 @@ def _refuse_other_settings(step: Step, jobs: Sequence[Job], done: Mapping[str, D
         )
 
 
+def refuse_changed_settings(step: Step, mend: str) -> None:
+    """Raise FingerprintError where a derived step, which is done anew for other input, was done with other settings."""
+    ledger = step.dataset.ledger
+    if ledger.plan(step.name) is None or not ledger.done(step.name):
+        return
+    if changed := _changed_settings(step):
+        raise FingerprintError(
+            f"{step.dataset.storage.url}: {step.name} was done here with other settings ({changed}). {mend}"
+        )
+
+
 def _changed_settings(step: Step) -> str:
     before = (step.dataset.ledger.plan(step.name) or {}).get("settings", {})
     after = _as_json(step.settings())

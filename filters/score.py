@@ -1,0 +1,208 @@
+"""Scoring: every scorer that was asked for, over each shard once; a table a scorer, a row a stored image or caption."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from filters import SCORERS
+from filters.base import Scorer, batches, keys_of
+from filters.rows import Rows
+from infra.dataset import Dataset
+from infra.errors import UsageError
+from infra.jobs import (
+    Executor,
+    Job,
+    Outcome,
+    Pass,
+    RunOptions,
+    Step,
+    StepResult,
+    refuse_changed_settings,
+    require,
+    run_jobs,
+)
+from infra.ledger import Counts
+from infra.progress import Progress
+from infra.recipe import apply_settings
+from infra.tables import KEYS, write_keyed_table
+
+BATCH = 64  # pairs: their encoded images and pixels are held at once
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+def score(
+    dataset: Dataset,
+    scorers: Sequence[str],
+    executor: Executor,
+    *,
+    name: str | None = None,
+    settings: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+) -> list[StepResult]:
+    """Score a dataset; what is done is skipped, shards whose rows have changed are scored anew. A result a table.
+
+    scorers: names of SCORERS or "my_package.module:MyScorer". name: the table's name, where there is one scorer.
+    settings: "scorer.option=value". captions: caption tables whose texts are scored beside the web's.
+    Raises FingerprintError where a table of that name holds scores of other settings.
+    """
+    options = options or RunOptions()
+    steps = make_steps(dataset, scorers, name=name, settings=settings, captions=captions)
+    for step in steps:
+        refuse_changed_settings(step, "Give another --as, or the settings of the first run")
+    passes: list[Step] = [step for step in steps if not isinstance(step, ScoreTable)]
+    if together := [step for step in steps if isinstance(step, ScoreTable)]:
+        passes.insert(0, ScorePass("score", together))
+    for each in passes:
+        limit = options.limit if isinstance(each, ScorePass) else None
+        result = run_jobs(each, executor, limit=limit, attempts=options.attempts, progress=progress)
+        require(result, options.max_quarantined)
+    return [result_of(step) for step in steps]
+
+
+def make_steps(
+    dataset: Dataset,
+    scorers: Sequence[str],
+    *,
+    name: str | None = None,
+    settings: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> list[Step]:
+    """A step for each scorer. Raises UsageError for an unknown scorer, option or name."""
+    if not scorers:
+        raise UsageError(f"give --scorers; known: {', '.join(SCORERS)}, or my_package.module:MyScorer")
+    if name is not None and len(scorers) > 1:
+        raise UsageError(f"--as {name} names one table; give one scorer, or leave it out")
+    rows = Rows(dataset)
+    given = apply_settings({}, tuple(settings))
+    steps: list[Step] = []
+    for word in dict.fromkeys(scorers):
+        kind = SCORERS[word]
+        if not (isinstance(kind, type) and issubclass(kind, Scorer | Step)):
+            raise UsageError(f"scorer {word}: not a subclass of filters.base.Scorer")
+        table = check_name(name or kind.name)
+        options = {**given.pop(kind.name, {}), **(given.pop(word, {}) if word != kind.name else {})}
+        chosen = kind.Settings.parse(options, f"--set {kind.name}")
+        if issubclass(kind, Scorer):
+            steps.append(ScoreTable(rows, table, kind(chosen), captions))
+        else:
+            steps.append(kind(rows, table, chosen))
+    if given:
+        raise UsageError(f"--set {next(iter(given))}: no such scorer in this run; it scores {', '.join(scorers)}")
+    return steps
+
+
+def check_name(name: str) -> str:
+    """The name of a table or selection, as rules and folders can hold it. Raises UsageError."""
+    if not NAME.fullmatch(name) or name == "row":
+        raise UsageError(f"{name!r}: a table is named by small letters, digits and _, such as clip_b32; not row")
+    return name
+
+
+def result_of(step: Step) -> StepResult:
+    """Where a step stands, by its marks: those of earlier runs included."""
+    ledger = step.dataset.ledger
+    done = ledger.done(step.name)
+    counts = sum((mark.counts for mark in done.values()), Counts())
+    given_up = {
+        job: str(found["error"]).strip().splitlines()[-1] for job, found in ledger.quarantined(step.name).items()
+    }
+    return StepResult(step.name, counts, len((ledger.plan(step.name) or {"jobs": []})["jobs"]), 0, given_up, 0.0)
+
+
+class ScoreTable(Step):
+    """One scorer over every shard: scores/NAME/SHARD.parquet. Done in a ScorePass, together with others."""
+
+    derived = True  # shards that were downloaded since, or changed, are scored anew
+
+    def __init__(self, rows: Rows, table: str, scorer: Scorer, captions: Sequence[str] = ()) -> None:
+        self.dataset = rows.dataset
+        self.rows = rows
+        self.table = table
+        self.name = f"score_{table}"
+        self.scorer = scorer
+        self.captions = tuple(captions) if scorer.per == "caption" else ()
+        self.resources = scorer.resources
+        self.holds = scorer.holds
+        if scorer.needs_image and rows.kind != "stored":
+            raise UsageError(f"{self.dataset.storage.url}: {table} needs images, and none are stored there yet")
+
+    def settings(self) -> Mapping[str, Any]:
+        """The scorer, its settings, and what else it says that it is made of."""
+        kind = type(self.scorer)
+        return {
+            "scorer": f"{kind.__module__}:{kind.__qualname__}",
+            "captions": list(self.captions),
+            **self.scorer.settings.fingerprint_values(),
+            **self.scorer.identity(),
+        }
+
+    def inputs(self, job: Job) -> Any:
+        """Digests of the shard's rows and images, and of its caption tables."""
+        return job.payload
+
+    def plan(self) -> Sequence[Job]:
+        """A job for each shard."""
+        marks = {name: self.dataset.ledger.done(f"captions_{name}") for name in self.captions}
+        return [
+            Job(
+                shard,
+                {"rows": self.rows.digest(shard)} | {name: done[shard].fingerprint for name, done in marks.items()},
+            )
+            for shard in self.rows.shards
+        ]
+
+    def run(self, job: Job) -> Outcome:
+        """Score one shard on its own."""
+        ((_, outcome),) = ScorePass(self.name, [self]).run_parts(job, [self])
+        return outcome
+
+    def publish(self, shard: str, parts: Sequence[pa.Table]) -> Outcome:
+        """Write a shard's scores. Rows in = rows out: a scorer drops nothing; `extra` counts what it could not tell."""
+        schema = pa.schema([*KEYS, *self.scorer.columns])
+        table = pa.concat_tables(parts) if parts else schema.empty_table()
+        # From the scorer's columns as it declared them: descriptions and all.
+        table = pa.Table.from_arrays([table[field.name].cast(field.type) for field in schema], schema=schema)
+        file = write_keyed_table(self.dataset.storage, f"scores/{self.table}/{shard}.parquet", table)
+        nulls = {f"no_{field.name}": table[field.name].null_count for field in self.scorer.columns}
+        extra = {name: number for name, number in nulls.items() if number}
+        return Outcome(Counts(table.num_rows, table.num_rows, extra=extra), (file,))
+
+
+class ScorePass(Pass):
+    """Several scorers over each shard, in one reading: an image is decoded once for all of them."""
+
+    def __init__(self, name: str, parts: Sequence[ScoreTable]) -> None:
+        super().__init__(name, parts)
+        self.rows = parts[0].rows
+
+    def setup(self) -> None:
+        """Load the models."""
+        for part in self.parts:
+            assert isinstance(part, ScoreTable)
+            part.scorer.setup()
+
+    def run_parts(self, job: Job, parts: Sequence[Step]) -> Iterator[tuple[Step, Outcome]]:
+        """Read the shard once, batch by batch, for those tables that lack it."""
+        tables = [part for part in parts if isinstance(part, ScoreTable)]
+        found: dict[str, list[pa.Table]] = {part.table: [] for part in tables}
+        facts = dict.fromkeys(name for part in tables for name in part.scorer.facts)
+        captions = next((part.captions for part in tables if part.captions), ())
+        needs_image = any(part.scorer.needs_image for part in tables)
+        pairs = self.rows.pairs(job.id, images=needs_image, captions=captions, facts=list(facts))
+        for batch in batches(pairs, BATCH):
+            for part in tables:
+                scores = part.scorer.score(batch)
+                keys = keys_of(batch, part.scorer.per)
+                if scores.num_rows != keys.num_rows:
+                    raise ValueError(f"{part.table}: {scores.num_rows} scores for {keys.num_rows} rows")
+                found[part.table].append(
+                    pa.Table.from_arrays([*keys.columns, *scores.columns], [*KEYS.names, *scores.column_names])
+                )
+        for part in tables:
+            yield part, part.publish(job.id, found[part.table])
