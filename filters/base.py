@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from filters.pixels import decode
-from infra.jobs import Resources
+from filters.rows import Rows
+from infra.jobs import Resources, Step
 from infra.recipe import Config
 from infra.sample import Caption, Pair
 from infra.tables import KEYS
@@ -57,6 +58,7 @@ class Scorer(ABC):
     name: ClassVar[str]  # default name of its table; --as renames it
     per: ClassVar[Literal["image", "caption"]]  # a row for each pair, or for each of their captions
     needs_image: ClassVar[bool] = False  # encoded bytes are read only if a scorer asks for them
+    facts: ClassVar[tuple[str, ...]] = ()  # further columns of the row that its pairs bring along
     holds: ClassVar[bool] = False  # a model is kept between shards: Ray gives it actors instead of tasks
     resources: ClassVar[Resources] = Resources()
     columns: ClassVar[pa.Schema]
@@ -77,6 +79,24 @@ class Scorer(ABC):
         """Columns of `columns`, a row for each pair (per image) or for each of `batch.captions` (per caption)."""
 
 
+class Reduction(Step):
+    """Scores that need all rows of a dataset at once: one job, a DuckDB query over columns, a table a shard.
+
+    Its class has the scorer's name; a made one is the step `score_TABLE`.
+    """
+
+    name = ""
+    derived = True  # its fingerprint holds the list of shards
+    Settings: ClassVar[type[Config]] = NoSettings
+
+    def __init__(self, rows: Rows, table: str, settings: Config) -> None:
+        self.rows = rows
+        self.dataset = rows.dataset
+        self.table = table
+        self.name = f"score_{table}"
+        self.options = settings
+
+
 def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
     """A column of a score table. The description (range, unit, sense) travels in the file, to whoever shows it."""
     return pa.field(name, kind, metadata={"description": description})
@@ -91,7 +111,7 @@ def keys_of(batch: Batch, per: Literal["image", "caption"]) -> pa.Table:
     """The key columns of a batch's scores."""
     if per == "image":
         nothing = [None] * len(batch.pairs)
-        values: list[list[object]] = [[pair.uid for pair in batch.pairs], nothing, nothing]
+        values: list[list[Any]] = [[pair.uid for pair in batch.pairs], nothing, nothing]
     else:
         captions = batch.captions
         values = [

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from filters import SCORERS
-from filters.base import Scorer, batches, keys_of
+from filters.base import Reduction, Scorer, batches, keys_of
 from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.errors import UsageError
@@ -83,8 +83,8 @@ def make_steps(
     steps: list[Step] = []
     for word in dict.fromkeys(scorers):
         kind = SCORERS[word]
-        if not (isinstance(kind, type) and issubclass(kind, Scorer | Step)):
-            raise UsageError(f"scorer {word}: not a subclass of filters.base.Scorer")
+        if not (isinstance(kind, type) and issubclass(kind, Scorer | Reduction)):
+            raise UsageError(f"scorer {word}: not a Scorer or Reduction of filters.base")
         table = check_name(name or kind.name)
         options = {**given.pop(kind.name, {}), **(given.pop(word, {}) if word != kind.name else {})}
         chosen = kind.Settings.parse(options, f"--set {kind.name}")
