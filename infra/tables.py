@@ -19,7 +19,7 @@ ROW_GROUP = 100_000
 # What a row of a score table or a selection is about. Scores of an image have neither source nor n.
 KEYS = pa.schema([("uid", pa.binary(UID_BYTES)), ("source", pa.string()), ("n", pa.int32())])
 UIDS_DIGEST = b"pairmill.uids"  # in a keyed table's metadata: two tables with the same one hold the same uids in order
-CAPTIONS_DIGEST = b"pairmill.captions"  # the same of source and n
+CAPTIONS_DIGEST = b"pairmill.captions"  # the same of source and n; b"image" and b"web" for what most tables hold
 
 
 def write_table(storage: Storage, name: str, table: pa.Table, row_group: int = ROW_GROUP) -> Committed:
@@ -44,37 +44,19 @@ def write_keyed_table(storage: Storage, name: str, table: pa.Table) -> Committed
 
 
 def keys_digests(table: pa.Table) -> tuple[bytes, bytes]:
-    """blake2b-128 of a keyed table's uids, and of its source and n, in the order of its rows."""
+    """Of a keyed table's uids in the order of its rows, blake2b-128; and the same of its captions.
+
+    The second is b"image" where the rows are of images, and b"web" where each is of the web's caption.
+    """
     uids = table["uid"].combine_chunks()
-    source, n = table["source"].combine_chunks().dictionary_encode(), table["n"].fill_null(-1)
-    parts = (source.indices.fill_null(-1).to_numpy(), source.dictionary.to_pylist(), n.to_numpy())
     first = uids.offset * UID_BYTES
-    return (
-        hashlib.blake2b(uids.buffers()[1][first : first + len(uids) * UID_BYTES], digest_size=16).digest(),
-        hashlib.blake2b(parts[0].tobytes() + repr(parts[1]).encode() + parts[2].tobytes(), digest_size=16).digest(),
-    )
+    held = uids.buffers()[1][first : first + len(uids) * UID_BYTES] if len(uids) else b""
+    return hashlib.blake2b(held, digest_size=16).digest(), _captions_word(table["source"], table["n"])
 
 
 def read_table(storage: Storage, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A table, or some of its columns. Raises FileNotFoundError."""
     return pq.read_table(io.BytesIO(storage.read(name)), columns=list(columns) if columns is not None else None)
-
-
-def _is_uid(field: pa.Field) -> bool:
-    return bool(field.type == pa.binary(UID_BYTES))
-
-
-def _leaves(field: pa.Field, path: str = "") -> list[str]:
-    """Parquet's names of a field's columns, those of nested values included."""
-    path = f"{path}{field.name}"
-    if pa.types.is_struct(field.type):
-        return [leaf for child in field.type for leaf in _leaves(child, f"{path}.")]
-    if pa.types.is_map(field.type):
-        parts = (field.type.key_field.with_name("key"), field.type.item_field.with_name("value"))
-        return [leaf for part in parts for leaf in _leaves(part, f"{path}.key_value.")]
-    if pa.types.is_list(field.type) or pa.types.is_large_list(field.type) or pa.types.is_fixed_size_list(field.type):
-        return _leaves(field.type.value_field.with_name("element"), f"{path}.list.")
-    return [path]
 
 
 def open_table(storage: Storage, name: str) -> pq.ParquetFile:
@@ -97,3 +79,31 @@ def connect(storage: Storage, memory: str = "2GB") -> duckdb.DuckDBPyConnection:
 def urls(storage: Storage, names: Sequence[str]) -> list[str]:
     """What DuckDB's read_parquet takes for these files."""
     return [storage.file_url(name) for name in names]
+
+
+def _captions_word(source: pa.ChunkedArray, n: pa.ChunkedArray) -> bytes:
+    if source.null_count == len(source) == n.null_count:
+        return b"image"
+    encoded = source.combine_chunks().dictionary_encode()
+    sources, numbers = encoded.dictionary.to_pylist(), n.fill_null(-1).to_numpy()
+    if sources == ["web"] and encoded.null_count == 0 and not numbers.any():
+        return b"web"
+    which = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return hashlib.blake2b(repr(sources).encode() + which.tobytes() + numbers.tobytes(), digest_size=16).digest()
+
+
+def _is_uid(field: pa.Field) -> bool:
+    return bool(field.type == pa.binary(UID_BYTES))
+
+
+def _leaves(field: pa.Field, path: str = "") -> list[str]:
+    """Parquet's names of a field's columns, those of nested values included."""
+    path = f"{path}{field.name}"
+    if pa.types.is_struct(field.type):
+        return [leaf for child in field.type for leaf in _leaves(child, f"{path}.")]
+    if pa.types.is_map(field.type):
+        parts = (field.type.key_field.with_name("key"), field.type.item_field.with_name("value"))
+        return [leaf for part in parts for leaf in _leaves(part, f"{path}.key_value.")]
+    if pa.types.is_list(field.type) or pa.types.is_large_list(field.type) or pa.types.is_fixed_size_list(field.type):
+        return _leaves(field.type.value_field.with_name("element"), f"{path}.list.")
+    return [path]
