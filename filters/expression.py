@@ -32,10 +32,10 @@ _TURNED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A plain comparison that must hold: column, sign and value. What a histogram draws."""
+    """A plain comparison that must hold: column, comparison and value. What a histogram draws."""
 
     column: str
-    sign: str
+    op: str
     value: float | str
 
 
@@ -119,7 +119,7 @@ def _cut(column: Mapping[str, Any], sign: str, value: Mapping[str, Any]) -> Iter
         return
     literal = value["literal"]
     try:
-        told = literal["text"] if literal["kind"] == "STRING" else float(literal["text"])
+        told = {"STRING": str, "INTEGER": int}.get(literal["kind"], float)(literal["text"])
     except ValueError:
         return
     yield Cut(".".join(column["column_names"]), sign, told)

@@ -43,6 +43,7 @@ class Rows:
         self.dataset = dataset
         self.index = index or dataset
         self.kind: Kind
+        self._counts: dict[str, int] = {}
         self.kind, self._tables, self._digests = self._find()
 
     @property
@@ -53,6 +54,10 @@ class Rows:
     def digest(self, shard: str) -> str:
         """A word that changes with the rows (or images) of a shard; enters fingerprints."""
         return self._digests[shard]
+
+    def num_rows(self, shard: str) -> int | None:
+        """Rows of a shard as its done-mark counts them; None where there is none."""
+        return self._counts.get(shard)
 
     def columns(self) -> pa.Schema:
         """Columns of the first shard's table, beside uid."""
@@ -107,7 +112,9 @@ class Rows:
 
     def _find(self) -> tuple[Kind, dict[str, str | None], dict[str, str]]:
         ledger, storage = self.dataset.ledger, self.dataset.storage
-        named = _files(mark for step in STORING for mark in ledger.done(step).values())
+        marks = [mark for step in STORING for mark in ledger.done(step).values()]
+        named = _files(iter(marks))
+        self._counts = {mark.job: mark.counts.rows_out for mark in marks}
         if stored := {stem: name for stem, name in _tables(named, "").items() if self.dataset.tar(stem) in named}:
             return "stored", dict(stored), {stem: f"{named[name]}-{named[self.dataset.tar(stem)]}"
                                             for stem, name in stored.items()}  # fmt: skip

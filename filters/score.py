@@ -31,6 +31,7 @@ from infra.recipe import apply_settings
 from infra.tables import KEYS, write_keyed_table
 
 BATCH = 64  # pairs: their encoded images and pixels are held at once
+MEND = "Give another --as, or the settings of the first run"
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -54,7 +55,7 @@ def score(
     options = options or RunOptions()
     steps = make_steps(dataset, scorers, name=name, settings=settings, captions=captions)
     for step in steps:
-        refuse_changed_settings(step, "Give another --as, or the settings of the first run")
+        refuse_changed_settings(step, MEND)
     passes: list[Step] = [step for step in steps if not isinstance(step, ScoreTable)]
     if together := [step for step in steps if isinstance(step, ScoreTable)]:
         passes.insert(0, ScorePass("score", together))
@@ -63,6 +64,41 @@ def score(
         result = run_jobs(each, executor, limit=limit, attempts=options.attempts, progress=progress)
         require(result, options.max_quarantined)
     return [result_of(step) for step in steps]
+
+
+def plan_text(dataset: Dataset, scorers: Sequence[str], **options: Any) -> list[str]:
+    """What a run would do. Raises what it would raise before its first job."""
+    lines = []
+    for step in make_steps(dataset, scorers, **options):
+        refuse_changed_settings(step, MEND)
+        rows = Rows(dataset)
+        done = dataset.ledger.done(step.name)
+        known = [number for shard in rows.shards if (number := rows.num_rows(shard)) is not None]
+        about = f"{sum(known):,} rows in " if known else ""
+        lines.append(f"{step.name}: {about}{len(rows.shards):,} shards, {len(done):,} jobs done")
+    return lines
+
+
+def summary(results: Sequence[StepResult], dataset: Dataset) -> dict[str, Any]:
+    """The --json facts: a mapping a table, and all of them together."""
+    tables = {
+        result.step.removeprefix("score_"): {
+            "rows_in": result.counts.rows_in,
+            "rows_out": result.counts.rows_out,
+            "dropped": {},
+            "unknown": dict(sorted(result.counts.extra.items())),
+            "quarantined": sorted(result.quarantined),
+        }
+        for result in results
+    }
+    return {
+        "tables": tables,
+        "rows_in": sum(told["rows_in"] for told in tables.values()),
+        "rows_out": sum(told["rows_out"] for told in tables.values()),
+        "dropped": {},
+        "quarantined": sorted({job for result in results for job in result.quarantined}),
+        "paths": [dataset.storage.file_url(f"scores/{table}") for table in tables],
+    }
 
 
 def make_steps(

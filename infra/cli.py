@@ -84,6 +84,15 @@ def open_executor(values: Mapping[str, Any]) -> Iterator[Any]:
         executor.close()
 
 
+def say_plan(lines: Sequence[str], as_json: bool) -> None:
+    """What --dry-run prints."""
+    if as_json:
+        print_json({"plan": list(lines)})
+        return
+    for line in lines:
+        click.echo(line)
+
+
 def print_json(values: Any) -> None:
     """One JSON object on one line of standard output."""
     click.echo(json.dumps(values, ensure_ascii=False))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from infra.cli import CONTEXT, open_executor, options_of, print_json, run_main, run_options
+from infra.cli import CONTEXT, open_executor, options_of, print_json, run_main, run_options, say_plan
 from infra.errors import UsageError
 from infra.log import one_line
 from infra.options import CommaList, config_options, given
@@ -70,7 +70,7 @@ def crawl(seeds: tuple[str, ...], warcs: tuple[str, ...], out: str, **values: An
     crawling.check_start(seeds, warcs)
     dataset = Dataset(out)
     if values["dry_run"]:
-        _say_plan(crawling.plan_text(dataset, config, seeds, warcs), values["as_json"])
+        say_plan(crawling.plan_text(dataset, config, seeds, warcs), values["as_json"])
         return
     with open_executor(values) as executor:
         results = crawling.crawl(
@@ -107,7 +107,7 @@ def download(tables: tuple[str, ...], out: str, retry: tuple[str, ...], unsafe_e
         )
     dataset = Dataset(out)
     if values["dry_run"]:
-        _say_plan(downloading.plan_text(dataset, config, tables), values["as_json"])
+        say_plan(downloading.plan_text(dataset, config, tables), values["as_json"])
         return
     with open_executor(values) as executor:
         results = downloading.download(
@@ -130,7 +130,7 @@ def run_(recipe: str, settings: tuple[str, ...], **values: Any) -> None:
 
     loaded = running.load_recipe(recipe, settings)
     if values["dry_run"]:
-        _say_plan(running.plan_recipe(loaded), values["as_json"])
+        say_plan(running.plan_recipe(loaded), values["as_json"])
         return
     with open_executor(values) as executor:
         facts = running.run_recipe(loaded, executor, options_of(values), Progress())
@@ -176,14 +176,6 @@ def report(dataset: str, out: str, as_json: bool) -> None:
         print_json({**facts, "paths": [out]})
     else:
         click.echo(f"report: {out}")
-
-
-def _say_plan(lines: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        print_json({"plan": list(lines)})
-        return
-    for line in lines:
-        click.echo(line)
 
 
 def _say_results(results: Sequence[Any], facts: dict[str, Any], as_json: bool) -> None:

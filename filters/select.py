@@ -1,0 +1,266 @@
+"""Selecting: rules over the joined score tables of one or several datasets. It costs no model and no download.
+
+selections/NAME/SHARD.parquet   uid, source, n, keep, reason
+selections/NAME/summary.json    the rules, their thresholds, what fell by each; published last
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from filters.decide import Decide, decision_file, decisions, decisions_digest, fallen_table
+from filters.joined import Joined
+from filters.listed import lists_of
+from filters.rules import Rule, SelectRecipe, Unique
+from filters.score import check_name
+from filters.subset import write_subset
+from filters.verdicts import Judge
+from infra.dataset import Dataset
+from infra.errors import UsageError
+from infra.jobs import (
+    Executor,
+    Job,
+    Outcome,
+    RunOptions,
+    Step,
+    refuse_changed_settings,
+    require,
+    run_jobs,
+)
+from infra.ledger import Counts
+from infra.progress import Progress
+from infra.recipe import fingerprint
+from infra.selection import SCHEMA, selection_table, summary_file
+from infra.storage import Committed
+from infra.tables import connect, urls, write_keyed_table
+
+MEND = "Give another --name, or the rules of the first run"
+
+
+def select(
+    datasets: Sequence[Dataset],
+    recipe: SelectRecipe,
+    name: str,
+    executor: Executor,
+    *,
+    npy: str | None = None,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Select from datasets; a summary for each. Rows that were scored since are judged anew, all of them.
+
+    npy: also write the kept uids as a DataComp subset file. Raises FingerprintError where another recipe has the name.
+    """
+    options = options or RunOptions()
+    check_name(name)
+    rules = recipe.parsed(name)
+    if not rules:
+        raise UsageError("the recipe has no rules; a selection of everything needs none")
+    steps = [Choose(dataset, datasets, name, rules, recipe.captions) for dataset in datasets]
+    for step in steps:
+        refuse_changed_settings(step, MEND)
+    for number, rule in enumerate(rules):
+        if rule.sees_all:
+            decide = Decide(datasets, name, rules[: number + 1], recipe.captions)
+            require(run_jobs(decide, executor, attempts=options.attempts, progress=progress), None)
+    for step in steps:
+        if not step.is_current():
+            step.dataset.storage.remove(summary_file(name))  # not a selection until all of it is
+        require(run_jobs(step, executor, limit=options.limit, attempts=options.attempts, progress=progress), None)
+    if options.limit is None:
+        for step in steps:
+            step.write_summary()
+        if npy is not None:
+            write_kept_uids(datasets, name, npy)
+    return [step.summary() for step in steps]
+
+
+def facts(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The --json facts of a selection: rows over all datasets, and each one's summary."""
+    dropped = sum((Counter(told["dropped"]) for told in summaries), Counter[str]())
+    return {
+        "rows_in": sum(told["rows_in"] for told in summaries),
+        "rows_out": sum(told["rows_out"] for told in summaries),
+        "dropped": dict(sorted(dropped.items())),
+        "quarantined": [],
+        "paths": [f"{url}/{summary_file(told['name'])}" for told, url in
+                  zip(summaries, summaries[0]["datasets"], strict=True)],
+        "selections": list(summaries),
+    }  # fmt: skip
+
+
+def plan_text(datasets: Sequence[Dataset], recipe: SelectRecipe, name: str) -> list[str]:
+    """What a run would do. Raises what it would raise before its first job."""
+    rules = recipe.parsed(name)
+    lines = []
+    for dataset in datasets:
+        step = Choose(dataset, datasets, name, rules, recipe.captions)
+        refuse_changed_settings(step, MEND)
+        tables = sorted({column.table for column in step.joined.columns.values()})
+        lines.append(
+            f"select: {dataset.storage.url}: {len(step.joined.rows.shards):,} shards, columns of {', '.join(tables)}"
+        )
+    passes = 1 + sum(rule.sees_all for rule in rules)
+    lines += [f"  {rule.text}  → {rule.word}" for rule in rules]
+    lines.append(f"the columns are read {passes} times: once for each rule that sees all rows, once to write")
+    return lines
+
+
+class Choose(Step):
+    """Judge one dataset's rows and write its part of the selection. A job is a group of shards."""
+
+    derived = True  # of other scores another selection
+
+    def __init__(
+        self, dataset: Dataset, datasets: Sequence[Dataset], selection: str, rules: Sequence[Rule],
+        captions: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.dataset = dataset
+        self.datasets = list(datasets)
+        self.selection = selection
+        self.rules = list(rules)
+        self.captions = tuple(captions)
+        self.name = f"select_{selection}"
+        self.joined = Joined(dataset, [name for rule in rules for name in rule.columns], captions)
+        self._judge: Judge | None = None
+
+    def settings(self) -> Mapping[str, Any]:
+        """The rules."""
+        rules = [rule.model_dump(mode="json", by_alias=True) for rule in self.rules]
+        return {"rules": rules, "captions": list(self.captions)}
+
+    def inputs(self, job: Job) -> Any:
+        """Everything that is read of the group's shards, the lists, and what was decided over all rows."""
+        return job.payload["digest"]
+
+    def plan(self) -> Sequence[Job]:
+        """A job for each group of shards, named by its first one."""
+        lists = {number: listed.digest for number, listed in lists_of(self.rules).items()}
+        decided = decisions_digest(self.datasets[0], self.selection, self.rules)
+        return [
+            Job(shards[0], {"shards": shards, "digest": fingerprint(self.joined.inputs(shards), lists, decided)})
+            for shards in self.joined.groups()
+        ]
+
+    def is_current(self) -> bool:
+        """Is there nothing to do?"""
+        done = self.dataset.ledger.done(self.name)
+        want = {job.id: fingerprint(self.name, job.id, self.settings(), self.inputs(job)) for job in self.plan()}
+        return all(job in done and done[job].fingerprint == word for job, word in want.items())
+
+    def setup(self) -> None:
+        """Read thresholds and lists, once a worker."""
+        decided = decisions(self.datasets[0], self.dataset, self.selection, self.rules)
+        self._judge = Judge(self.rules, decided, lists_of(self.rules))
+
+    def teardown(self) -> None:
+        """Forget them."""
+        self._judge = None
+
+    def run(self, job: Job) -> Outcome:
+        """Rows in = captions of the group's rows, rows out = kept ones. `extra` counts by rule and reason."""
+        assert self._judge is not None
+        group = self.joined.read(job.payload["shards"])
+        judged = self._judge.judge(group)
+        files: list[Committed] = []
+        words = pa.array([None, *judged.reasons], pa.string())
+        for shard, rows in group.parts():
+            codes = judged.codes[rows]
+            reason = pa.DictionaryArray.from_arrays(pa.array(codes), words).cast(pa.string())
+            columns = [*group.keys.slice(rows.start, rows.stop - rows.start).columns, pa.array(codes == 0), reason]
+            table = pa.Table.from_arrays(columns, schema=SCHEMA)
+            files.append(write_keyed_table(self.dataset.storage, selection_table(self.selection, shard), table))
+        numbers = np.bincount(judged.codes, minlength=len(judged.reasons) + 1)
+        dropped: Counter[str] = Counter()
+        by_rule: dict[str, int] = {}
+        for word, rule, number in zip(judged.reasons, judged.rule_of, numbers[1:].tolist(), strict=True):
+            if number:
+                dropped[word] += number
+                by_rule[f"{rule}:{word}"] = number
+        return Outcome(Counts(group.num_rows, int(numbers[0]), dropped, by_rule), (*files, *self._of_other_homes(job)))
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says."""
+        marks = self.dataset.ledger.done(self.name)
+        counts = sum((mark.counts for mark in marks.values()), Counts())
+        rules = list(_funnel(self.rules, counts))
+        for number, told in enumerate(rules):
+            told["columns"] = [self._full_name(name) for name in self.rules[number].columns]
+            told["cuts"] = [
+                {
+                    **asdict(cut),
+                    "table": self.joined.columns[cut.column].table,
+                    "column": self.joined.columns[cut.column].column,
+                }
+                for cut in self.rules[number].cuts
+            ]
+            if self.rules[number].sees_all:
+                decision = json.loads(self.datasets[0].storage.read(decision_file(self.selection, number)))
+                told["resolved"] = decision
+                if decision.get("threshold") is not None:
+                    column = self.joined.columns[self.rules[number].columns[0]]
+                    told["cuts"] = [
+                        {"column": column.column, "op": ">=", "value": decision["threshold"], "table": column.table}
+                    ]
+        return {
+            "name": self.selection,
+            "datasets": [dataset.storage.url for dataset in self.datasets],
+            "fingerprint": fingerprint(sorted(mark.fingerprint for mark in marks.values())),
+            **{name: value for name, value in counts.as_json().items() if name != "extra"},
+            "rules": rules,
+            "recipe": self.settings(),
+        }
+
+    def write_summary(self) -> None:
+        """Publish the summary: from now on the selection can be read."""
+        text = json.dumps(self.summary(), indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        self.dataset.storage.commit_bytes(summary_file(self.selection), text)
+
+    def _full_name(self, name: str) -> str:
+        column = self.joined.columns[name]
+        return f"{column.table}.{column.column}"
+
+    def _of_other_homes(self, job: Job) -> Iterator[Committed]:
+        """The tables of fallen rows that a decision has written here: their mark lies with the first dataset."""
+        if self.dataset.storage.url == self.datasets[0].storage.url:
+            return
+        storage = self.dataset.storage
+        for number, rule in enumerate(self.rules):
+            names = [fallen_table(self.selection, number, shard) for shard in job.payload["shards"]]
+            for name in names if isinstance(rule, Unique) else []:
+                if storage.exists(name):
+                    yield Committed(name, storage.size(name), storage.digest(name))
+
+
+def write_kept_uids(datasets: Sequence[Dataset], name: str, path: str) -> None:
+    """The kept uids of a selection as a DataComp subset file: distinct, sorted, streamed."""
+    files = [
+        url
+        for dataset in datasets
+        for url in urls(dataset.storage, [selection_table(name, shard) for shard in Joined(dataset, []).rows.shards])
+    ]
+    connection = connect(datasets[0].storage)
+    connection.execute("CREATE TEMP TABLE kept AS SELECT DISTINCT uid FROM read_parquet(?) WHERE keep", [files])
+    ((num_uids,),) = connection.execute("SELECT count(*) FROM kept").fetchall()
+    reader: Any = connection.execute("SELECT uid FROM kept ORDER BY uid").to_arrow_reader(1_000_000)
+    uid = SCHEMA.field("uid").type
+    write_subset(path, num_uids, (pa.chunked_array([batch.column(0).cast(uid)]) for batch in reader))
+
+
+def _funnel(rules: Sequence[Rule], counts: Counts) -> Iterator[dict[str, Any]]:
+    """Each rule with the rows that it saw and those that fell by it."""
+    rows_in = counts.rows_in
+    for number, rule in enumerate(rules):
+        dropped = {word: counts.extra.get(f"{number}:{word}", 0) for word in rule.reasons}
+        dropped = {word: fell for word, fell in dropped.items() if fell}
+        rows_out = rows_in - sum(dropped.values())
+        yield {"rule": rule.key, "text": rule.text, "reason": rule.word, "rows_in": rows_in, "rows_out": rows_out,
+               "dropped": dropped}  # fmt: skip
+        rows_in = rows_out
