@@ -215,10 +215,9 @@ class _Seen:
     def fallen(self, places: Sequence[tuple[int, str, int]]) -> Iterator[tuple[int, str, pa.Table]]:
         """(dataset, shard, its rows that fall), for shards with any."""
         self._uids.close()
-        uids = (
-            np.memmap(self._folder / "uids", f"S{UID_BYTES}", "r") if self._num_places else np.zeros(0, f"S{UID_BYTES}")
-        )
-        uids = uids.view(np.uint8).reshape(-1, UID_BYTES)
+        if not self.num_rows:
+            return
+        uids: Any = np.memmap(self._folder / "uids", np.uint8, "r").reshape(-1, UID_BYTES)
         rows, because, distances = self._equal() if self._rule.distance is None else self._near(self._rule.distance)
         ends = np.cumsum([number for _, _, number in places])
         for (number, shard, size), end in zip(places, ends, strict=True):
