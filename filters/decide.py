@@ -248,7 +248,7 @@ class _Seen:
     def _near(self, distance: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int16]]:
         """Hashes in the stated order on disk, judged greedily."""
         with (self._folder / "hashes").open("wb") as hashes, (self._folder / "places").open("wb") as places:
-            reader: Any = self._connection.execute(
+            reader: Any = self._connection.sql(
                 "SELECT value, place FROM seen ORDER BY rank DESC NULLS LAST, place"
             ).to_arrow_reader(CHUNK)
             for batch in reader:

@@ -67,6 +67,7 @@ class Expression:
         return str(sql).removeprefix("SELECT ")
 
 
+@cache
 def _parse(text: str, where: str) -> dict[str, Any]:
     ((found,),) = _parser().execute("SELECT json_serialize_sql(?)", [f"SELECT {text}"]).fetchall()
     tree: dict[str, Any] = json.loads(found)

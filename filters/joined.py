@@ -7,7 +7,7 @@ are those of the rows, its columns are read as they lie and no uid of it is read
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,16 +45,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of some shards in order: keys, and values by the recipe's names. All have the same length."""
+    """Rows of some shards in order: keys, and values by the recipe's names."""
 
     shards: Mapping[str, int]  # shard → its rows
-    keys: pa.Table
     columns: Mapping[str, pa.ChunkedArray]
+    digests: Mapping[str, tuple[bytes, bytes]]  # of each shard's keys, as far as they are known
+    load_keys: Callable[[], pa.Table]
 
     @property
     def num_rows(self) -> int:
         """Captions of all its shards."""
-        return int(self.keys.num_rows)
+        return sum(self.shards.values())
+
+    @cached_property
+    def keys(self) -> pa.Table:
+        """uid, source and n of each row; read when they are asked for, since a threshold needs none."""
+        return self.load_keys()
 
     @cached_property
     def images(self) -> npt.NDArray[np.int64]:
@@ -120,7 +126,8 @@ class Joined:
             parts = list(pool.map(lambda shard: self._read(shard, wanted), shards))
         columns = {column.name: _concat([part.columns[column.name] for part in parts]) for column in wanted}
         counts = {shard: part.num_rows for shard, part in zip(shards, parts, strict=True)}
-        return Group(counts, pa.concat_tables([part.keys for part in parts]), columns)
+        digests = {shard: known for part in parts for shard, known in part.digests.items()}
+        return Group(counts, columns, digests, lambda: pa.concat_tables([part.keys for part in parts]))
 
     def _read(self, shard: str, wanted: Sequence[Column]) -> Group:
         names: dict[str, list[Column]] = {}
@@ -128,25 +135,35 @@ class Joined:
             names.setdefault(column.table, []).append(column)
         files = {table: self._open(table, shard) for table in names if table != ROW}
         columns: dict[str, pa.ChunkedArray] = {}
-        keys, digest = None, None
-        if ROW not in names and not self.captions and (known := self.rows.num_rows(shard)) is not None:
-            first = next((table for table, file in files.items() if _word(file, CAPTIONS_DIGEST) in ALIGNED), None)
-            if first is not None and files[first].metadata.num_rows == known:
-                digest = _word(files[first], UIDS_DIGEST)
-                keys = _web_keys(files[first].read(["uid"])["uid"])
-        if keys is None:
+        keys: pa.Table | None = None
+        first = None if ROW in names else self._vouching(shard, files)
+        if first is not None:
+            num_rows, digest = first.metadata.num_rows, _word(first, UIDS_DIGEST)
+        else:
             rows = self.rows.read(shard, [column.column for column in names.get(ROW, ())])
             keys, places = self._keys(shard, rows["uid"])
-            digest = None if self.captions else keys_digests(keys)[0]
+            num_rows, digest = keys.num_rows, None if self.captions else keys_digests(keys)[0]
             for column in names.pop(ROW, ()):
                 values = rows[column.column]
                 columns[column.name] = values if places is None else values.take(places)
+
+        def load_keys() -> pa.Table:
+            return keys if first is None else _web_keys(first.read(["uid"])["uid"])
+
         for table, file in files.items():
             own = list(dict.fromkeys(column.column for column in names[table]))
             is_aligned = _word(file, UIDS_DIGEST) == digest and _word(file, CAPTIONS_DIGEST) in ALIGNED
-            scores = file.read(own) if is_aligned else _joined(keys, file.read([*KEYS.names, *own]), own)
+            scores = file.read(own) if is_aligned else _joined(load_keys(), file.read([*KEYS.names, *own]), own)
             columns |= {column.name: scores[column.column] for column in names[table]}
-        return Group({shard: keys.num_rows}, keys, columns)
+        return Group({shard: num_rows}, columns, {shard: (digest, b"web")} if digest is not None else {}, load_keys)
+
+    def _vouching(self, shard: str, files: Mapping[str, pq.ParquetFile]) -> pq.ParquetFile | None:
+        """A score table whose rows are just the shard's, so that the shard's own table need not be read."""
+        known = self.rows.num_rows(shard)
+        if known is None or self.captions:
+            return None
+        fits = (file for file in files.values() if _word(file, CAPTIONS_DIGEST) in ALIGNED and _word(file, UIDS_DIGEST))
+        return next((file for file in fits if file.metadata.num_rows == known), None)
 
     def _keys(self, shard: str, uids: pa.ChunkedArray) -> tuple[pa.Table, pa.Array | None]:
         """Keys of the web's captions; with further ones behind them, also the place of each one's row."""
@@ -225,7 +242,7 @@ def _joined(keys: pa.Table, scores: pa.Table, columns: Sequence[str]) -> pa.Tabl
     connection.register("keys", keys.append_column("place", pa.array(np.arange(keys.num_rows))))
     connection.register("scores", scores)
     chosen = ", ".join(f's."{name}"' for name in columns)
-    found: pa.Table = connection.execute(f"""
+    found: pa.Table = connection.sql(f"""
         SELECT {chosen} FROM keys k LEFT JOIN scores s
             ON s.uid = k.uid AND (s.source IS NULL OR (s.source = k.source AND s.n = k.n))
         QUALIFY row_number() OVER (PARTITION BY k.place) = 1 ORDER BY k.place""").to_arrow_table()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from filters.decide import Decide, decision_file, decisions, decisions_digest, fallen_table
-from filters.joined import Joined
+from filters.joined import Group, Joined
 from filters.listed import lists_of
 from filters.rules import Rule, SelectRecipe, Unique
 from filters.score import check_name
 from filters.subset import write_subset
-from filters.verdicts import Judge
+from filters.verdicts import Judge, Judged
 from infra.dataset import Dataset
 from infra.errors import UsageError
 from infra.jobs import (
@@ -42,6 +43,7 @@ from infra.storage import Committed
 from infra.tables import connect, urls, write_keyed_table
 
 MEND = "Give another --name, or the rules of the first run"
+WRITERS = 2  # threads that encode a job's tables
 
 
 def select(
@@ -169,14 +171,8 @@ class Choose(Step):
         assert self._judge is not None
         group = self.joined.read(job.payload["shards"])
         judged = self._judge.judge(group)
-        files: list[Committed] = []
-        words = pa.array([None, *judged.reasons], pa.string())
-        for shard, rows in group.parts():
-            codes = judged.codes[rows]
-            reason = pa.DictionaryArray.from_arrays(pa.array(codes), words).cast(pa.string())
-            columns = [*group.keys.slice(rows.start, rows.stop - rows.start).columns, pa.array(codes == 0), reason]
-            table = pa.Table.from_arrays(columns, schema=SCHEMA)
-            files.append(write_keyed_table(self.dataset.storage, selection_table(self.selection, shard), table))
+        with ThreadPoolExecutor(WRITERS) as pool:
+            files = list(pool.map(lambda part: self._write(group, judged, *part), group.parts()))
         numbers = np.bincount(judged.codes, minlength=len(judged.reasons) + 1)
         dropped: Counter[str] = Counter()
         by_rule: dict[str, int] = {}
@@ -185,6 +181,16 @@ class Choose(Step):
                 dropped[word] += number
                 by_rule[f"{rule}:{word}"] = number
         return Outcome(Counts(group.num_rows, int(numbers[0]), dropped, by_rule), (*files, *self._of_other_homes(job)))
+
+    def _write(self, group: Group, judged: Judged, shard: str, rows: slice) -> Committed:
+        codes = judged.codes[rows]
+        fell = pa.array(codes - np.uint16(1), mask=codes == 0)
+        reason = pa.DictionaryArray.from_arrays(fell, pa.array(judged.reasons, pa.string()))
+        keys = group.keys.slice(rows.start, rows.stop - rows.start)
+        source = keys["source"].combine_chunks().dictionary_encode()
+        table = pa.table([keys["uid"], source, keys["n"], pa.array(codes == 0), reason], names=SCHEMA.names)
+        name = selection_table(self.selection, shard)
+        return write_keyed_table(self.dataset.storage, name, table, keep_types=False, digests=group.digests.get(shard))
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says."""
@@ -249,7 +255,7 @@ def write_kept_uids(datasets: Sequence[Dataset], name: str, path: str) -> None:
     connection = connect(datasets[0].storage)
     connection.execute("CREATE TEMP TABLE kept AS SELECT DISTINCT uid FROM read_parquet(?) WHERE keep", [files])
     ((num_uids,),) = connection.execute("SELECT count(*) FROM kept").fetchall()
-    reader: Any = connection.execute("SELECT uid FROM kept ORDER BY uid").to_arrow_reader(1_000_000)
+    reader: Any = connection.sql("SELECT uid FROM kept ORDER BY uid").to_arrow_reader(1_000_000)
     uid = SCHEMA.field("uid").type
     write_subset(path, num_uids, (pa.chunked_array([batch.column(0).cast(uid)]) for batch in reader))
 

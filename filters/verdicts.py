@@ -105,7 +105,7 @@ class Judge:
         table = pa.table([_plain(group.columns[name]) for name in names], names=list(names.values()))
         chosen = [f"CAST({self._sql(at, rule, names)} AS UTINYINT) AS v{at}" for at, rule in enumerate(self.rules)]
         self._connection.register("rows", table)
-        found: pa.Table = self._connection.execute(f"SELECT {', '.join(chosen)} FROM rows").to_arrow_table()
+        found: pa.Table = self._connection.sql(f"SELECT {', '.join(chosen)} FROM rows").to_arrow_table()
         self._connection.unregister("rows")
         return [column.to_numpy() for column in found.columns]
 

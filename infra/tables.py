@@ -22,25 +22,43 @@ UIDS_DIGEST = b"pairmill.uids"  # in a keyed table's metadata: two tables with t
 CAPTIONS_DIGEST = b"pairmill.captions"  # the same of source and n; b"image" and b"web" for what most tables hold
 
 
-def write_table(storage: Storage, name: str, table: pa.Table, row_group: int = ROW_GROUP) -> Committed:
-    """Publish a table. The same rows give the same bytes: fixed compression and row groups, no clock."""
+def write_table(
+    storage: Storage, name: str, table: pa.Table, row_group: int = ROW_GROUP, *, keep_types: bool = True
+) -> Committed:
+    """Publish a table. The same rows give the same bytes: fixed compression and row groups, no clock.
+
+    keep_types: readers of Arrow get its types and descriptions back; else a dictionary of words is read as words.
+    """
     with storage.commit(name) as draft:
-        # A dictionary of values that hardly ever repeat is built for nothing, and read for nothing.
+        # Of values that hardly ever repeat a dictionary is built for nothing, and read for nothing; so are bounds.
         repeating = [path for field in table.schema if not _is_uid(field) for path in _leaves(field)]
         pq.write_table(
-            table, draft.path, compression="zstd", row_group_size=row_group, store_schema=True, use_dictionary=repeating
+            table,
+            draft.path,
+            compression="zstd",
+            row_group_size=row_group,
+            store_schema=keep_types,
+            use_dictionary=repeating,
+            write_statistics=repeating,
         )
     return draft.result()
 
 
-def write_keyed_table(storage: Storage, name: str, table: pa.Table) -> Committed:
-    """Publish a table that begins with KEYS; digests of its keys go into its metadata.
+def write_keyed_table(
+    storage: Storage,
+    name: str,
+    table: pa.Table,
+    *,
+    keep_types: bool = True,
+    digests: tuple[bytes, bytes] | None = None,
+) -> Committed:
+    """Publish a table that begins with KEYS; digests of its keys (known, or made here) go into its metadata.
 
     A reader of several tables then knows from their footers whether their rows are of the same uids in the same order.
     """
-    uids, captions = keys_digests(table)
+    uids, captions = digests or keys_digests(table)
     metadata = {**(table.schema.metadata or {}), UIDS_DIGEST: uids, CAPTIONS_DIGEST: captions}
-    return write_table(storage, name, table.replace_schema_metadata(metadata))
+    return write_table(storage, name, table.replace_schema_metadata(metadata), keep_types=keep_types)
 
 
 def keys_digests(table: pa.Table) -> tuple[bytes, bytes]:
