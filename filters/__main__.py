@@ -124,5 +124,32 @@ def select(
             click.echo(f"    {rule['text']}: {fell}")
 
 
+@main.command()
+@click.argument("dataset", metavar="DATASET")
+@click.argument("what", metavar="UID|URL")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def explain(dataset: str, what: str, as_json: bool) -> None:
+    """One row's whole life: page, download, scores, each rule's verdict, selections that hold it, shards that store it.
+
+    \b
+    python -m filters explain data/example 5f0c7c8b1f0a4f7d9e0b8b1f5f0c7c8b
+    python -m filters explain data/example https://example.org/cat.jpg
+    """
+    from filters.explain import as_json as json_of
+    from filters.explain import explain as explaining
+    from filters.explain import life_lines
+    from infra.dataset import Dataset
+
+    lives = explaining(Dataset(dataset), what)
+    if as_json:
+        print_json({"rows": [json_of(life) for life in lives]})
+        return
+    for number, life in enumerate(lives):
+        if number:
+            click.echo()
+        for line in life_lines(life):
+            click.echo(line)
+
+
 if __name__ == "__main__":
     sys.exit(run_main(main, "python -m filters", takes=SPREAD))

@@ -20,6 +20,10 @@ class Registry(Mapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
+    def __contains__(self, name: object) -> bool:
+        """Is it in the table? Nothing is imported."""
+        return name in self._entries
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -29,7 +33,7 @@ class Registry(Mapping[str, Any]):
         module, colon, attribute = target.partition(":")
         if not colon:
             close = difflib.get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self._entries)}"
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(self._entries)}."
             raise UsageError(f"no {self.kind} named {name}; {hint} From outside: my_package.module:Name")
         if not all(part.isidentifier() for part in [*module.split("."), attribute]):
             raise UsageError(f"{self.kind} {name}: write it as my_package.my_module:Name")
