@@ -227,13 +227,11 @@ class Joined:
 
 def score_tables(dataset: Dataset) -> dict[str, pa.Schema]:
     """The score tables that the ledger names, with their columns (KEYS among them), sorted by name."""
-    found = {}
-    for step in dataset.ledger.steps():
-        marks = dataset.ledger.done(step) if step.startswith(SCORES) else {}
-        file = next((file for mark in marks.values() for file in mark.files), None)
-        if file is not None:
-            found[step.removeprefix(SCORES)] = open_table(dataset.storage, file.name).schema_arrow
-    return found
+    steps = [step for step in dataset.ledger.steps() if step.startswith(SCORES)]
+    marks = {step.removeprefix(SCORES): dataset.ledger.any_done(step) for step in steps}
+    return {
+        table: open_table(dataset.storage, mark.files[0].name).schema_arrow for table, mark in marks.items() if mark
+    }
 
 
 def _joined(keys: pa.Table, scores: pa.Table, columns: Sequence[str]) -> pa.Table:

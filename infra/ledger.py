@@ -114,6 +114,12 @@ class Ledger:
         found = self.storage.read_many(names)
         return {_stem(name): DoneMark.from_json(json.loads(found[name])) for name in names}
 
+    def any_done(self, step: str) -> DoneMark | None:
+        """One finished job of a step, for what all of them share; None before the first."""
+        for name in self.storage.list(f"ledger/done/{step}", ".json"):
+            return DoneMark.from_json(json.loads(self.storage.read(name)))
+        return None
+
     def is_done(self, step: str, job: str, fingerprint: str) -> bool:
         """Was this job finished, with this fingerprint?"""
         try:
