@@ -119,6 +119,7 @@ class Choose(Step):
     """Judge one dataset's rows and write its part of the selection. A job is a group of shards."""
 
     derived = True  # of other scores another selection
+    holds = True  # lists and thresholds
 
     def __init__(
         self, dataset: Dataset, datasets: Sequence[Dataset], selection: str, rules: Sequence[Rule],
