@@ -178,6 +178,33 @@ def report(dataset: str, out: str, as_json: bool) -> None:
         click.echo(f"report: {out}")
 
 
+@main.command()
+@click.argument("dataset", metavar="DATASET")
+@click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 takes a free one.")
+@click.option("--captions", type=CommaList(), default=(), metavar="NAME,…",
+              help="Caption tables that stand beside the web's captions.")  # fmt: skip
+@click.option("--open", "open_browser", is_flag=True, help="Open a browser at the page.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the address.")
+def explore(dataset: str, port: int, captions: Sequence[str], open_browser: bool, as_json: bool) -> None:
+    """A local page to find rules by eye: sliders on scores, counts that move along, pictures on both sides of a cut.
+
+    It listens on 127.0.0.1 alone and lets in whoever has the token of the printed address. The rule it writes out is
+    pasted into a recipe for python -m filters select. Ctrl-C ends it.
+
+    \b
+    python -m pipeline explore data/example
+    """
+    from pipeline.explore import explore as exploring
+
+    def tell(url: str) -> None:
+        if as_json:
+            print_json({"url": url})
+        else:
+            click.echo(f"explore: {url}")
+
+    exploring(dataset, port=port, captions=captions, open_browser=open_browser, on_ready=tell)
+
+
 def _say_results(results: Sequence[Any], facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
