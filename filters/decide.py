@@ -290,7 +290,7 @@ def decisions_digest(home: Dataset, selection: str, rules: Sequence[Rule]) -> li
     """Digests of all files that the rules' decisions have written."""
     numbers = [number for number, rule in enumerate(rules) if rule.sees_all]
     marks = [home.ledger.done(f"select_{selection}.rule_{number}").get("all") for number in numbers]
-    return [[file.digest for file in mark.files] if mark else None for mark in marks]
+    return [[file.identity for file in mark.files] if mark else None for mark in marks]
 
 
 class _Fallen:

@@ -104,7 +104,7 @@ class Joined:
         marks = [*self._marks.items(), *self._captions.items()]
         return fingerprint(
             [self.rows.digest(shard) for shard in shards],
-            [[name, *(file.digest for shard in shards for file in found[shard].files)] for name, found in marks],
+            [[name, *(file.identity for shard in shards for file in found[shard].files)] for name, found in marks],
         )
 
     def groups(self, num_rows: int = GROUP_ROWS) -> list[list[str]]:

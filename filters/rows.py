@@ -213,7 +213,7 @@ def as_uids(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _files(marks: Iterator[DoneMark]) -> dict[str, str]:
-    return {file.name: file.digest for mark in marks for file in mark.files}
+    return {file.name: file.identity for mark in marks for file in mark.files}
 
 
 def _tables(names: Mapping[str, Any], folder: str) -> dict[str, str]:

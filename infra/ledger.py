@@ -86,14 +86,17 @@ class DoneMark:
             "job": self.job,
             "fingerprint": self.fingerprint,
             "counts": self.counts.as_json(),
-            "files": {file.name: {"bytes": file.size, "blake2b": file.digest} for file in self.files},
+            "files": {file.name: _file_json(file) for file in self.files},
             "clock": dict(self.clock),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DoneMark:
         """The inverse of `as_json`."""
-        files = tuple(Committed(name, file["bytes"], file["blake2b"]) for name, file in values["files"].items())
+        files = tuple(
+            Committed(name, file["bytes"], file["blake2b"], file.get("made_as"))
+            for name, file in values["files"].items()
+        )
         counts = Counts.from_json(values["counts"])
         return cls(values["step"], values["job"], values["fingerprint"], counts, files, values["clock"])
 
@@ -158,6 +161,10 @@ class Ledger:
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
         text = json.dumps(values, indent=1, ensure_ascii=False, sort_keys=False)
         self.storage.commit_bytes(name, text.encode("utf-8", "replace") + b"\n")
+
+
+def _file_json(file: Committed) -> dict[str, Any]:
+    return {"bytes": file.size, "blake2b": file.digest} | ({"made_as": file.made_as} if file.made_as else {})
 
 
 def _stem(name: str) -> str:

@@ -25,18 +25,27 @@ from fsspec.implementations.local import LocalFileSystem
 from infra.errors import DatasetError
 
 TEMPORARY = ".tmp"
-ORPHAN_AGE_S = 86_400.0  # another machine's temporary file is thought abandoned after a day
+ORPHAN_AGE_S = 86_400.0
 SWEEPS_IN_A_ROW = 1_000
 _serial = count()
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A published file: its name below the storage's root, bytes, and blake2b-128 as hex."""
+    """A published file: its name below the storage's root, bytes, and blake2b-128 as hex.
+
+    made_as: its digest when its step made it, where rows have been removed from it since.
+    """
 
     name: str
     size: int
     digest: str
+    made_as: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What later steps know the file by: it outlives a removal, so that nothing is made anew because of one."""
+        return self.made_as or self.digest
 
 
 class Storage:
@@ -145,6 +154,11 @@ class Storage:
         with suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(name))
 
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it; an absent one is no error."""
+        with suppress(FileNotFoundError):
+            self.filesystem.rm(self.path(name), recursive=True)
+
     @contextmanager
     def commit(self, name: str) -> Iterator[Draft]:
         """Write a file under a temporary name, publish it when the block ends, discard it when the block raises.
@@ -173,15 +187,18 @@ class Storage:
         with self.open(name) as file:
             return _digest_stream(file)
 
-    def sweep(self) -> int:
-        """Remove temporary files whose writer is gone: a killed worker leaves nothing behind. Returns how many."""
+    def sweep(self, orphan_age_s: float = ORPHAN_AGE_S) -> int:
+        """Remove temporary files whose writer is gone: a killed worker leaves nothing behind. Returns how many.
+
+        orphan_age_s: of another machine's files, those older than this are thought abandoned.
+        """
         folder = self._temporary_folder()
         if not folder.is_dir():
             return 0
         num_removed = 0
         for path in folder.iterdir():
             with suppress(FileNotFoundError):
-                if _is_orphan(path):
+                if _is_orphan(path, orphan_age_s):
                     path.unlink()
                     num_removed += 1
         with suppress(OSError):  # another worker may have begun to write
@@ -251,12 +268,12 @@ def _is_local(url: str) -> bool:
     return "://" not in url or url.startswith("file://")
 
 
-def _is_orphan(path: Path) -> bool:
+def _is_orphan(path: Path, age_s: float) -> bool:
     host, _, rest = path.name.partition("~")
     pid = rest.partition("~")[0]
     if host == socket.gethostname() and pid.isdigit():
         return not Path(f"/proc/{pid}").exists() if Path("/proc").is_dir() else not _is_alive(int(pid))
-    return time.time() - path.stat().st_mtime > ORPHAN_AGE_S
+    return time.time() - path.stat().st_mtime > age_s
 
 
 def _is_alive(pid: int) -> bool:

@@ -88,7 +88,7 @@ class Frontier(Step):
         for number in range(self._last + 1):
             before = f"R{number - 1:05d}-"
             files = [file for id, mark in marks.items() if id.startswith(before) for file in mark.files]
-            links = {file.name: file.digest for file in files if file.name.startswith("crawl/links/")}
+            links = {file.name: file.identity for file in files if file.name.startswith("crawl/links/")}
             jobs.append(Job(f"R{number:05d}", {"round": number, "links": fingerprint(links)}))
         return jobs
 

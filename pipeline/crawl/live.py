@@ -67,7 +67,7 @@ class LiveRound(Step):
     def plan(self) -> Sequence[Job]:
         """A job for each frontier table."""
         marks = self.dataset.ledger.done("crawl_frontier").values()
-        files = sorted({file.name: file.digest for mark in marks for file in mark.files}.items())
+        files = sorted({file.name: file.identity for mark in marks for file in mark.files}.items())
         return [
             Job(name.rpartition("/")[2].removesuffix(".parquet"), {"table": name, "digest": digest})
             for name, digest in files

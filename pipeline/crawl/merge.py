@@ -58,7 +58,7 @@ class Merge(Step):
     def plan(self) -> Sequence[Job]:
         """As many equal ranges of uids as the number of pairs found asks for."""
         marks = [mark for step in self._finders for mark in self.dataset.ledger.done(step).values()]
-        files = sorted({file.name: file.digest for mark in marks for file in mark.files}.items())
+        files = sorted({file.name: file.identity for mark in marks for file in mark.files}.items())
         found = [(name, digest) for name, digest in files if name.startswith("crawl/found/")]
         images = [(name, digest) for name, digest in files if name.startswith("crawl/images/")]
         num_pairs = sum(mark.counts.extra.get("pairs", 0) for mark in marks)

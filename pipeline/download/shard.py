@@ -73,7 +73,7 @@ class ShardStep(Step):
         """A job for each input table that was split off."""
         ledger = self.dataset.ledger
         marks = [mark for step in ("split", "duplicates") for mark in ledger.done(step).values()]
-        digests = {file.name: file.digest for mark in marks for file in mark.files}
+        digests = {file.name: file.identity for mark in marks for file in mark.files}
         tables = sorted(name for name in digests if not name.startswith(duplicates_table("").rpartition("/")[0]))
         shards = [name.rpartition("/")[2].removesuffix(".parquet") for name in tables]
         return [
