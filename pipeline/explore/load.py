@@ -20,14 +20,14 @@ from filters.rows import CAPTION_NAMES, URL_NAMES, Rows
 from infra.dataset import Dataset
 from infra.log import get_logger
 from infra.tables import KEYS, connect
-from pipeline.explore.rules import MAX_VALUES, Column, Kind
+from pipeline.explore.rules import MAX_NUMBER, MAX_VALUES, Column, Kind
 
 log = get_logger("explore")
 
 MAX_ROWS = 5_000_000
 TABLE_BYTES = 1 << 30  # of the table in memory: the wider its rows, the fewer of them
 MEMORY = "3GB"  # what DuckDB may take in all
-GROUP_ROWS = 250_000
+GROUP_ROWS = 500_000
 _KEY_BYTES = 56  # of a row, beside its columns
 _TYPES = {
     "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "uint8": "UTINYINT", "uint16": "USMALLINT",
@@ -77,6 +77,7 @@ def load(dataset: Dataset, captions: Sequence[str] = (), max_rows: int = MAX_ROW
     for shards in joined.groups(GROUP_ROWS):
         group = joined.read(shards, [column.path for column in types])
         num_seen += group.num_rows
+        log.info("reading rows=%d shard=%s of=%s", num_seen, shards[-1], rows.shards[-1])
         _insert(connection, group, numbers, types, highest)
         while (num_rows := _value(connection, "SELECT count(*) FROM rows")) > max_rows:
             highest //= 2
@@ -171,6 +172,8 @@ def _settled(
             left_out[column.path] = "no values"
         elif lowest == highest and (column.is_number or not missing):
             left_out[column.path] = f"one value: {lowest}"
+        elif column.kind == "whole" and max(-lowest, highest) > MAX_NUMBER:
+            left_out[column.path] = "numbers too large to cut"
         elif column.kind == "flag":
             columns.append(replace(column, values=("false", "true")))
         elif column.kind == "category":

@@ -24,11 +24,12 @@ from infra.errors import UsageError
 from infra.recipe import Config
 
 MAX_RULES = 24
+MAX_NUMBER = 1e15  # beyond, whole numbers run out of digits
 MAX_VALUES = 250  # a text column with more is no category
 _PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 
 Kind = Literal["number", "whole", "category", "flag"]
-Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER, allow_inf_nan=False)]
 Id = Annotated[int, Field(ge=0, le=10_000)]
 
 
