@@ -256,7 +256,7 @@ class _Seen:
                 places.write(batch.column(1).to_numpy().tobytes())
         in_order = np.memmap(self._folder / "hashes", np.uint64, "r")
         place = np.memmap(self._folder / "places", np.int64, "r")
-        because = greedy_unique(in_order, distance, memory_bytes=NEAR_MEMORY_BYTES, folder=self._folder)
+        because = greedy_unique(in_order, distance, memory_bytes=NEAR_MEMORY_BYTES)
         ranks = np.flatnonzero(because >= 0)
         order = np.argsort(place[ranks], kind="stable")
         ranks = ranks[order]
