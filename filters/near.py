@@ -1,15 +1,15 @@
-"""Near 64-bit hashes by Hamming distance: greedy selection of distinct ones, and lookup in a list. Exact, sub-quadratic.
+"""Near 64-bit hashes by Hamming distance: of near ones keep the first; look up in a list. Exact and sub-quadratic.
 
 Multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012): cut the
-64 bits into d + k bands; two hashes that differ in at most d bits agree on at least k of the bands. So for each choice of k
-bands, hashes are compared only with those that agree on them. More bands to agree on make more tables of smaller buckets.
+64 bits into d + k bands; two hashes that differ in at most d bits agree on at least k of the bands. So for each choice
+of k bands, hashes are compared only with those that agree on them. More bands to agree on: more tables, smaller buckets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -102,7 +102,7 @@ class _Greedy:
         return np.concatenate([kept, self.resolve(rest[~fell])])
 
     def _pairs(self, nodes: Places) -> tuple[Places, Places] | None:
-        """All near pairs as places in `nodes`, earlier one first; None where there are too many to compare or to hold."""
+        """All near pairs as places in `nodes`, earlier ones first; None where they are too many to compare or hold."""
         hashes = self.hashes[nodes]
         firsts: list[Places] = []
         seconds: list[Places] = []
@@ -167,7 +167,7 @@ def _choices(distance: int, num_hashes: int) -> list[Sequence[Band]]:
 
     agreeing = min(range(1, 5), key=cost)
     edges = np.linspace(0, BITS, distance + agreeing + 1).round().astype(int).tolist()
-    bands = [(low, high - low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    bands = [(low, high - low) for low, high in pairwise(edges)]
     return list(combinations(bands, agreeing))
 
 
