@@ -7,9 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from filters.phash import hamming, perceptual_hash, perceptual_hash_of_bytes
+from filters.phash import (
+    coarse_hashes,
+    fine_hashes,
+    hamming,
+    miniature,
+    perceptual_hash,
+    perceptual_hash_of_bytes,
+)
 
 PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
 
@@ -105,3 +114,33 @@ def test_photos_stay_near_themselves_and_far_from_others():
     others = apart[np.triu_indices(len(photos), 1)]
     # Shelf photos of one product, taken a second apart, may be near; most pairs must not be.
     assert np.mean(others <= 10) < 0.01
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 1200), st.integers(1, 1200), st.booleans())
+def test_the_miniature_is_that_of_pillow(width, height, is_stark):
+    levels = np.random.default_rng(width).integers(0, 256, (height, width), np.uint8)
+    levels = np.where(levels > 127, 255, 0).astype(np.uint8) if is_stark else levels
+    # One way at a time: from version 13 on, Pillow squeezes tall pictures down before it squeezes them across.
+    across = Image.fromarray(levels).resize((32, height), Image.Resampling.LANCZOS)
+    assert np.array_equal(miniature(levels), np.asarray(across.resize((32, 32), Image.Resampling.LANCZOS)))
+
+
+def test_hashes_of_many_are_those_of_each():
+    miniatures = np.stack([miniature(picture(seed)[..., 0]) for seed in range(40)])
+    for hashes in (coarse_hashes, fine_hashes):
+        assert hashes(miniatures).tolist() == [int(hashes(one[None])[0]) for one in miniatures]
+        assert hashes(miniatures[:0]).tolist() == []
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="../shared/data/photos is not on this machine")
+def test_photos_have_the_hash_of_imagehash():
+    fftpack = pytest.importorskip("scipy.fftpack")
+    for path in sorted(PHOTOS.glob("*.jpg"))[::20]:
+        grey = Image.open(path).convert("L")
+        small = np.asarray(
+            grey.resize((32, grey.height), Image.Resampling.LANCZOS).resize((32, 32), Image.Resampling.LANCZOS)
+        )
+        low = fftpack.dct(fftpack.dct(small, axis=0), axis=1)[:8, :8]
+        bits = "".join("1" if above else "0" for above in (low > np.median(low)).ravel())
+        assert perceptual_hash_of_bytes(path.read_bytes()) == int(bits, 2)
