@@ -2,7 +2,7 @@
 
 Multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012): cut the
 64 bits into d + k bands; two hashes that differ in at most d bits agree on at least k of the bands. So for each choice
-of k bands, hashes are compared only with those that agree on them. More bands to agree on: more tables, smaller buckets.
+of k bands, hashes are compared only with those that agree on them. More bands: more tables, of smaller buckets.
 """
 
 from __future__ import annotations
