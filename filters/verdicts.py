@@ -62,9 +62,10 @@ class Judge:
         for number, listed in self._lists.items():
             if listed.values is not None:
                 self._connection.register(f"list_{number}", listed.values)
+                shown = _readable(listed.values.schema.field("value"))
                 self._connection.execute(
                     f"CREATE TABLE listed_{number} AS SELECT DISTINCT CAST(value AS VARCHAR) AS value "
-                    f"FROM list_{number} WHERE value IS NOT NULL"
+                    f"FROM (SELECT {shown} FROM list_{number}) WHERE value IS NOT NULL"
                 )
 
     @property
@@ -105,7 +106,10 @@ class Judge:
         table = pa.table([_plain(group.columns[name]) for name in names], names=list(names.values()))
         chosen = [f"CAST({self._sql(at, rule, names)} AS UTINYINT) AS v{at}" for at, rule in enumerate(self.rules)]
         self._connection.register("rows", table)
-        found: pa.Table = self._connection.sql(f"SELECT {', '.join(chosen)} FROM rows").to_arrow_table()
+        shown = ", ".join(_readable(field) for field in table.schema)
+        found: pa.Table = self._connection.sql(
+            f"SELECT {', '.join(chosen)} FROM (SELECT {shown} FROM rows)"
+        ).to_arrow_table()
         self._connection.unregister("rows")
         return [column.to_numpy() for column in found.columns]
 
@@ -161,6 +165,12 @@ def _only_best(rule: BestCaption, group: Group, verdicts: Codes, still_in: npt.N
     verdicts = np.array(verdicts)
     verdicts[candidates[order[~leads]]] = FELL
     return verdicts
+
+
+def _readable(field: pa.Field) -> str:
+    """A column as rules see it: bytes, such as a sha256, are hex digits."""
+    is_bytes = pa.types.is_binary(field.type) or pa.types.is_fixed_size_binary(field.type)
+    return f"lower(hex({field.name})) AS {field.name}" if is_bytes else field.name
 
 
 def _plain(column: pa.ChunkedArray) -> Any:
