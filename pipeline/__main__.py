@@ -84,10 +84,17 @@ def crawl(seeds: tuple[str, ...], warcs: tuple[str, ...], out: str, **values: An
 @click.option("--out", required=True, metavar="DATASET", help="Dataset folder or fsspec url.")
 @click.option("--retry", type=CommaList(), default=(), metavar="REASON,…",
               help="Also try rows again that failed so: timeout,dns,5xx,http_403 …; they fill new shards.")  # fmt: skip
+@click.option(
+    "--no-fetch",
+    is_flag=True,
+    help="Split the tables and stop: texts can then be scored and selected before any image is asked for.",
+)
 @click.option("--unsafe-engine", is_flag=True, help="Allow --engine img2dataset, which has none of the guards.")
 @config_options(DownloadConfig)
 @run_options
-def download(tables: tuple[str, ...], out: str, retry: tuple[str, ...], unsafe_engine: bool, **values: Any) -> None:
+def download(
+    tables: tuple[str, ...], out: str, retry: tuple[str, ...], no_fetch: bool, unsafe_engine: bool, **values: Any
+) -> None:
     """Url tables (ours, img2dataset's, LAION's, DataComp's) to shards; every row ends with a status and a reason.
 
     TABLE: .parquet, .csv, .tsv or .jsonl files, folders or globs of them. More tables given later append new shards.
@@ -111,8 +118,9 @@ def download(tables: tuple[str, ...], out: str, retry: tuple[str, ...], unsafe_e
         return
     with open_executor(values) as executor:
         results = downloading.download(
-            dataset, config, tables, executor, options=options_of(values), retry=retry, progress=Progress()
-        )
+            dataset, config, tables, executor, options=options_of(values), retry=retry, fetch=not no_fetch,
+            progress=Progress(),
+        )  # fmt: skip
     _say_results(results, downloading.summary(results, dataset), values["as_json"])
 
 

@@ -40,10 +40,12 @@ def download(
     *,
     options: RunOptions | None = None,
     retry: Sequence[str] = (),
+    fetch: bool = True,
     progress: Progress | None = None,
 ) -> list[StepResult]:
     """Download tables into a dataset; what is done is skipped, new tables append. Returns a result a step.
 
+    fetch: off, the tables are split and no more, so that texts can be scored before anything is asked for.
     retry: reasons whose rows are tried again, into new shards, once all else is done.
     Raises FingerprintError for other settings, StepError where too much was quarantined.
     """
@@ -58,7 +60,8 @@ def download(
 
     def run_all() -> list[StepResult]:
         try:
-            return [run(Split(dataset, config)), run(Duplicates(dataset, config)), run(make_step(dataset, config))]
+            prepared = [run(Split(dataset, config)), run(Duplicates(dataset, config))]
+            return [*prepared, run(make_step(dataset, config))] if fetch else prepared
         except StepError:
             write_sizes(dataset)  # the shards that are done can be read
             raise
@@ -180,7 +183,7 @@ def reckoned_bytes(config: DownloadConfig) -> float:
 
 def summary(results: Sequence[StepResult], dataset: Dataset) -> dict[str, Any]:
     """The --json facts of a download: rows of the tables to rows stored. `waiting`: in shards that are not done."""
-    split, repeated, fetched = (result.counts for result in results)
+    split, repeated, fetched = (*(result.counts for result in results), Counts())[:3]
     dropped: Counter[str] = Counter(waiting=repeated.rows_out - fetched.rows_in)
     for counts in (split, repeated, fetched):
         dropped.update(counts.dropped)
