@@ -48,6 +48,8 @@ REASONS: dict[str, str] = {
     "denied_domain": "The domain is on the deny list: asked for removal.",
     "denied_sha256": "The image is on the deny list by its SHA-256: asked for removal.",
     "denied_phash": "The image looks like one on the deny list (perceptual hash).",
+    "denied_uid": "The row is on the deny list by its uid: asked for removal.",
+    "removed": "Taken out on request; only its uid is kept, so that it does not come back.",
     "opt_out": "The server or page opts out of such use (noai, noimageai, noindex, noimageindex or a TDM reservation).",
     "robots": "The site's robots.txt does not allow our agent to fetch it.",
     "robots_unreachable": "The site's robots.txt could not be read, so nothing there was fetched.",
@@ -77,6 +79,9 @@ REASONS: dict[str, str] = {
     "duplicate_pair": "The same image address with the same caption was already found.",
     "duplicate_row": "A row with the same uid came earlier in the tables; one row, one fate.",
     "bad_row": "The table's row could not be read.",
+    # Resharding.
+    "missing_image": "The selection keeps the row, but the source's shard holds no image of it.",
+    "further_caption": "Kept beside another caption of the same image, which is stored once; it lies in captions/.",
     # The report's own word for rows between two steps.
     "waiting": "Not yet begun, or in a job that was given up; a rerun goes on with it.",
 }

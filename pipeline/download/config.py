@@ -33,7 +33,8 @@ class DownloadConfig(FetchConfig, ImageConfig):
         "dataset's own crawl needs none.",
     )
     deny: str | None = Field(
-        None, description="File of what must not be stored, a line each: url:…, domain:…, sha256:…, phash:…[/distance]."
+        None,
+        description="File of what must not be stored, a line each: url:…, domain:…, uid:…, sha256:…, phash:….",
     )
     threads: int | None = tuning(
         None, "Threads that decode and resize; unset: --cpus-per-worker, or all CPUs with --local."

@@ -1,6 +1,7 @@
-"""What must not be stored, asked before anything is written: urls, domains, hashes of bytes, perceptual hashes.
+"""What must not be stored, or must be removed: urls, domains, uids, hashes of bytes, perceptual hashes.
 
-A line each: `url:https://…`, `domain:example.org` (its subdomains too), `sha256:<64 hex>`, `phash:<16 hex>[/distance]`.
+A line each: `url:https://…`, `domain:example.org` (its subdomains too), `uid:<32 hex>`, `sha256:<64 hex>`,
+`phash:<16 hex>[/distance]`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from infra.errors import UsageError
+from infra.sample import UID_BYTES
 
 DEFAULT_DISTANCE = 4  # of 64 bits: recompressed and resized copies lie within, other pictures hardly ever
 
@@ -23,20 +25,21 @@ class DenyList:
 
     urls: set[str] = field(default_factory=set)
     domains: set[str] = field(default_factory=set)
+    uids: set[bytes] = field(default_factory=set)
     sha256s: set[str] = field(default_factory=set)
     phashes: dict[int, list[int]] = field(default_factory=dict)  # distance → hashes
     digest: str = ""
 
     @classmethod
-    def load(cls, path: str | None) -> DenyList:
-        """Read a list. Raises UsageError that names the line it cannot read."""
+    def load(cls, path: str | None, flag: str = "--deny") -> DenyList:
+        """Read the list that `flag` names. Raises UsageError that names the line it cannot read."""
         if path is None:
             return cls()
         try:
             with fsspec.open(path, "rb") as file:
                 data: bytes = file.read()
         except (OSError, ValueError) as error:
-            raise UsageError(f"--deny {path}: cannot be read: {error}") from None
+            raise UsageError(f"{flag} {path}: cannot be read: {error}") from None
         result = cls(digest=hashlib.blake2b(data, digest_size=16).hexdigest())
         for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
             text = line.split("#")[0].strip() if not line.startswith("url:") else line.strip()
@@ -52,6 +55,8 @@ class DenyList:
                 self.urls.add(value)
             elif kind == "domain" and value:
                 self.domains.add(value.lower().strip("."))
+            elif kind == "uid" and len(bytes.fromhex(value)) == UID_BYTES:
+                self.uids.add(bytes.fromhex(value))
             elif kind == "sha256" and len(bytes.fromhex(value)) == 32:
                 self.sha256s.add(value.lower())
             elif kind == "phash":
@@ -60,7 +65,7 @@ class DenyList:
             else:
                 raise ValueError
         except ValueError:
-            mend = "write url:…, domain:…, sha256:<64 hex digits> or phash:<16 hex digits>[/distance]"
+            mend = "write url:…, domain:…, uid:<32 hex digits>, sha256:<64> or phash:<16>[/distance]"
             raise UsageError(f"{where}: cannot read {text!r}; {mend}") from None
 
     def denies_url(self, url: str) -> str | None:

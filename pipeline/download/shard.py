@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from infra.dataset import Dataset
 from infra.jobs import Job, Outcome, Resources, Step
 from infra.ledger import Counts
-from infra.sample import UID_BYTES
+from infra.removed import REMOVED, UID, RemovedRows, blanked, is_in
 from infra.shards import ShardWriter, sample_json
 from infra.tables import write_table
 from pipeline.download.config import DownloadConfig
@@ -89,9 +90,21 @@ class ShardStep(Step):
         """Fetch, convert and publish shard `job.id`. Rows in = rows of its input table without the repeated ones."""
         started = time.time()
         rows = read_input(self.dataset, job.id)
+        is_removed = RemovedRows.of(self.dataset.storage).hold(rows["uid"], rows["url"])
+        is_denied = is_in(rows["uid"], pa.array(sorted(self._deny.uids), UID))
+        denied = Fate(FAILED_DOWNLOAD, "denied_uid", "on the deny list")
+        refused = {row: denied for row in np.flatnonzero(is_denied).tolist()}
+        refused |= {row: Fate(FAILED_DOWNLOAD, REMOVED) for row in np.flatnonzero(is_removed).tolist()}
+        rows = blanked(rows, is_removed)
         with tempfile.TemporaryFile() as spool:
-            fates = self.find_fates(rows, spool)
+            fates = self._find_all(rows, refused, spool)
             return self._publish(job.id, rows, fates, spool, started)
+
+    def _find_all(self, rows: pa.Table, refused: Mapping[int, Fate], spool: BinaryIO) -> Sequence[Fate]:
+        """Fates of all rows; the refused ones are never asked for."""
+        asked = [row for row in range(rows.num_rows) if row not in refused]
+        found = iter(self.find_fates(rows.take(pa.array(asked, pa.int64())), spool) if asked else ())
+        return [refused[row] if row in refused else next(found) for row in range(rows.num_rows)]
 
     def _publish(self, shard: str, rows: pa.Table, fates: Sequence[Fate], spool: BinaryIO, started: float) -> Outcome:
         storage, names = self.dataset.storage, self.dataset
@@ -127,7 +140,7 @@ def _shard_table(rows: pa.Table, keys: Sequence[str], fates: Sequence[Fate]) -> 
         return pa.array([getattr(fate, name) for fate in fates], kind)
 
     columns: dict[str, Any] = {
-        "uid": rows["uid"].cast(pa.binary(UID_BYTES)),
+        "uid": rows["uid"].cast(UID),
         "key": pa.array(keys, pa.string()),
         "url": rows["url"],
         "caption": rows["caption"],

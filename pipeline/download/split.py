@@ -153,7 +153,7 @@ class Split(Step):
         config = self.config
         if item.retried:  # our own table, whatever the names in the first one
             config = config.model_copy(update={"url_col": None, "caption_col": None})
-        for part in _rebatch(read_rows(path, config), config.shard_size):
+        for part in rebatch(read_rows(path, config), config.shard_size):
             if isinstance(part, int):
                 num_bad += part
                 continue
@@ -268,7 +268,7 @@ def _duplicates(uids: list[bytes], rows: list[int]) -> pa.Table:
     return pa.table({"uid": pa.array(uids, pa.binary(UID_BYTES)), "row": pa.array(rows, pa.int64())})
 
 
-def _rebatch(parts: Iterator[pa.Table | int], size: int) -> Iterator[pa.Table | int]:
+def rebatch(parts: Iterator[pa.Table | int], size: int) -> Iterator[pa.Table | int]:
     """Join and cut a stream of tables into tables of `size` rows; numbers pass through."""
     held: list[pa.Table] = []
     num_held = 0
