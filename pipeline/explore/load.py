@@ -28,6 +28,7 @@ MAX_ROWS = 5_000_000
 TABLE_BYTES = 1 << 30  # of the table in memory: the wider its rows, the fewer of them
 MEMORY = "3GB"  # what DuckDB may take in all
 GROUP_ROWS = 500_000
+MAX_SHOWN = 80  # characters of a value
 _KEY_BYTES = 56  # of a row, beside its columns
 _TYPES = {
     "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER", "uint8": "UTINYINT", "uint16": "USMALLINT",
@@ -171,7 +172,7 @@ def _settled(
         if lowest is None:
             left_out[column.path] = "no values"
         elif lowest == highest and (column.is_number or not missing):
-            left_out[column.path] = f"one value: {lowest}"
+            left_out[column.path] = f"one value: {str(lowest)[:MAX_SHOWN]}"
         elif column.kind == "whole" and max(-lowest, highest) > MAX_NUMBER:
             left_out[column.path] = "numbers too large to cut"
         elif column.kind == "flag":

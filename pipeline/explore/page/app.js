@@ -238,8 +238,10 @@ document.addEventListener("keydown", (event) => {
 
 document.title = `${facts.name} · explore`;
 byId("name").textContent = facts.name;
-const sampled = facts.num_seen > facts.num_rows ? `an even sample: ${count(facts.num_rows)} of ${count(facts.num_seen)} rows, by a hash of the uid` : `${count(facts.num_rows)} rows`;
-byId("where").textContent = `${sampled}, ${count(facts.num_shards)} shards · ${facts.url}`;
+const isSample = facts.num_seen > facts.num_rows;
+const rows = isSample ? `an even sample of ${count(facts.num_rows)} of ${count(facts.num_seen)} rows` : `${count(facts.num_rows)} rows`;
+byId("where").textContent = `${rows} · ${facts.url}`;
+byId("where").title = `${isSample ? "chosen by a hash of the uid, the same ones each time; " : ""}${count(facts.num_shards)} shards`;
 byId("command").textContent = facts.command;
 const leftOut = Object.entries(facts.left_out);
 byId("left-out").hidden = !leftOut.length;

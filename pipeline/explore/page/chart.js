@@ -38,7 +38,7 @@ export class Histogram {
     this.all = draw("path", { class: "all" });
     this.dropped = draw("path", { class: "dropped" });
     this.kept = draw("path", { class: "kept", "clip-path": `url(#${id})` });
-    this.window = draw("rect", { x: 0, y: -10, width: WIDTH, height: HEIGHT + 20 });
+    this.window = draw("rect", { x: 0, y: 0, width: WIDTH, height: HEIGHT });
     this.edges = [draw("line", { class: "edge" }), draw("line", { class: "edge" })];
     this.element = draw(
       "svg",
@@ -67,7 +67,7 @@ export class Histogram {
     this.window.setAttribute("width", Math.max(0, end - start));
     for (const [edge, at, isOpen] of [[this.edges[0], start, from <= 0], [this.edges[1], end, to >= 1]]) {
       edge.setAttribute("visibility", isOpen ? "hidden" : "visible");
-      for (const [name, value] of [["x1", at], ["x2", at], ["y1", -10], ["y2", HEIGHT + 10]]) edge.setAttribute(name, value);
+      for (const [name, value] of [["x1", at], ["x2", at], ["y1", -6], ["y2", HEIGHT + 8]]) edge.setAttribute(name, value);
     }
   }
 }

@@ -61,7 +61,8 @@ class Card {
     }
     const parts = [["drops", this.counts.dropped, "rows that it is the first rule to drop"]];
     if (this.counts.missing) parts.push(["of them missing", this.counts.missing, "rows without a value"]);
-    if (this.effects) {
+    const isAlone = this.effects?.fails === this.counts.dropped && this.effects.only === this.counts.dropped;
+    if (this.effects && !isAlone) {
       parts.push(["alone", this.effects.fails, "rows that it would drop if it were the only rule"]);
       parts.push(["others keep", this.effects.only, "of its rows, those that all other rules keep"]);
     }

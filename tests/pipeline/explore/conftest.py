@@ -98,8 +98,7 @@ def builder(tmp_path: Path) -> Builder:
     return Builder(tmp_path / "dataset")
 
 
-@pytest.fixture
-def scored(builder: Builder) -> Builder:
+def draw_scored(builder: Builder) -> Builder:
     """120 stored rows of 150 in three shards, with scores of captions and of images; some lack a score.
 
     words 1 to 12 · language en, fr, de or none · sharpness 0 to 10, ties, NaN and none · punsafe 0 to 1.
@@ -132,6 +131,12 @@ def scored(builder: Builder) -> Builder:
     return builder
 
 
+@pytest.fixture
+def scored(builder: Builder) -> Builder:
+    """A scored dataset of its own, see `draw_scored`."""
+    return draw_scored(builder)
+
+
 class Thread:
     """A server in a thread with a loop of its own."""
 
@@ -158,6 +163,15 @@ class Thread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a scored dataset, for all tests of a file that only ask."""
+    builder = draw_scored(Builder(tmp_path_factory.mktemp("scored") / "dataset"))
+    thread = Thread(Server(load(builder.dataset)))
+    yield thread.server
+    thread.stop()
 
 
 @pytest.fixture

@@ -42,7 +42,13 @@ rows = st.lists(
     ),
     max_size=40,
 )
-cuts = st.none() | st.sampled_from([0.1, 0.28, 0.3]) | st.floats(-4, 10, allow_nan=False)
+cuts = (
+    st.none()
+    | st.sampled_from([0.1, 0.28, 0.3])
+    | st.floats(-4, 10).map(
+        lambda cut: round(cut, 9)  # of more than 38 digits DuckDB makes a double
+    )
+)
 fractions = st.sampled_from([0.001, 0.1, 0.3, 0.5, 0.999, 1.0])
 ranges = st.builds(Range, kind=st.just("range"), column=st.sampled_from([0, 1]), low=cuts, high=cuts)
 shares = st.builds(Share, kind=st.just("top"), column=st.sampled_from([0, 1]), fraction=fractions,
@@ -60,8 +66,10 @@ def in_memory(table: list[tuple[Any, ...]]) -> Explorer:
     connection = duckdb.connect()
     named = ", ".join(f"{name} {kind}" for name, kind in TYPES.items())
     connection.execute(f"CREATE TABLE rows (mix UBIGINT, shard UINTEGER, uid BLOB, source VARCHAR, n INTEGER, {named})")
-    for at, row in enumerate(table):
-        connection.execute("INSERT INTO rows VALUES (hash(?), 0, ?, 'web', 0, ?, ?, ?, ?)", [at, bytes([at]), *row])
+    kinds = (pa.int32(), pa.float32(), pa.string(), pa.bool_())
+    drawn = pa.table({name: pa.array([row[at] for row in table], kinds[at]) for at, name in enumerate(TYPES)})
+    connection.register("drawn", drawn)
+    connection.execute("INSERT INTO rows BY NAME SELECT *, 0 AS mix, 0 AS shard, 'web' AS source, 0 AS n FROM drawn")
     return Explorer(Loaded(connection, None, ["00000"], (), COLUMNS, len(table), len(table), {}))  # type: ignore[arg-type]
 
 
@@ -93,7 +101,7 @@ def is_open(rule: Asked) -> bool:
     return isinstance(rule, Values) and not rule.values
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(rows, asked_rules)
 @example([(1, as_float32(0.28), "en", True)], [Range(kind="range", column=1, low=0.28, high=0.28)])
 def test_every_row_has_one_fate_and_the_effects_are_those_of_a_plain_loop(table, asked):

@@ -22,9 +22,11 @@ def rule_sets(explorer: Explorer) -> list[list[Asked]]:
     sharp = Range(kind="range", column=at["sharpness"], low=2.5)
     best = Share(kind="top", column=at["sharpness"], fraction=0.3, of="survivors")
     best_of_all = Share(kind="top", column=at["sharpness"], fraction=0.3, of="all")
-    wide, wide_as_stored = (Range(kind="range", column=at[name], low=215) for name in ("width", "row.width"))
+    wide, wide_as_told = (
+        Range(kind="range", column=at[path], low=low) for path, low in (("width", 210), ("row.width", 115))
+    )
     quoted = Values(kind="values", column=at["language"], values=(1, 2))
-    return [[words, english, best], [best_of_all, no_names, words], [sharp, quoted], [wide, wide_as_stored, best]]
+    return [[words, english, best], [best_of_all, no_names, words], [sharp, quoted], [wide, wide_as_told, best]]
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -58,8 +60,8 @@ def test_columns_of_one_name_give_reasons_that_a_recipe_may_hold(scored):
     explorer = Explorer(load(scored.dataset))
     recipe = yaml.safe_load(explorer.count(rule_sets(explorer)[3])["recipe"])
     assert recipe["rules"][:2] == [
-        {"where": "width >= 215"},
-        {"where": "row.width >= 215", "reason": "fails_width_2"},
+        {"where": "width >= 210"},
+        {"where": "row.width >= 115", "reason": "fails_width_2"},
     ]
 
 

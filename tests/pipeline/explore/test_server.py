@@ -6,8 +6,6 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +15,7 @@ import pytest
 from infra.errors import UsageError
 from pipeline.explore import explore
 from pipeline.explore.server import Server
-from tests.servers.commands import CHECKOUT
+from tests.servers.commands import start
 
 COUNT = json.dumps({"rules": []})
 ROWS = json.dumps({"rules": [], "view": {"side": "kept"}})
@@ -38,11 +36,6 @@ def ask(
     found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     connection.close()
     return found
-
-
-@pytest.fixture
-def server(scored, serve):
-    return serve(scored)
 
 
 @pytest.mark.parametrize(("method", "path", "body"), PATHS)
@@ -195,17 +188,15 @@ def test_a_taken_port_is_said_before_anything_is_served(scored):
 
 
 @pytest.mark.slow
-def test_it_serves_until_it_is_told_to_stop_and_ends_well(scored):
-    script = "import sys; from pipeline.explore import explore; explore(sys.argv[1], on_ready=print)"
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", script, scored.storage.url], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_its_address_serves_until_it_is_told_to_stop_and_ends_well(scored, number):
+    process = start("pipeline", "explore", scored.storage.url, "--port", "0", "--json")
     assert process.stdout is not None
-    address = urlsplit(process.stdout.readline().strip())
+    address = urlsplit(json.loads(process.stdout.readline())["url"])
     connection = http.client.HTTPConnection(address.netloc, timeout=20)
     connection.request("GET", f"/overview?{address.query}")
     assert connection.getresponse().status == 200
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(20) == 0
     with pytest.raises(OSError):
         socket.create_connection((address.hostname, address.port), timeout=2)
