@@ -93,7 +93,7 @@ class ShardStep(Step):
         is_removed = RemovedRows.of(self.dataset.storage).hold(rows["uid"], rows["url"])
         is_denied = is_in(rows["uid"], pa.array(sorted(self._deny.uids), UID))
         denied = Fate(FAILED_DOWNLOAD, "denied_uid", "on the deny list")
-        refused = {row: denied for row in np.flatnonzero(is_denied).tolist()}
+        refused = dict.fromkeys(np.flatnonzero(is_denied).tolist(), denied)
         refused |= {row: Fate(FAILED_DOWNLOAD, REMOVED) for row in np.flatnonzero(is_removed).tolist()}
         rows = blanked(rows, is_removed)
         with tempfile.TemporaryFile() as spool:
