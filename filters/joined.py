@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.errors import DatasetError, RecipeError
-from infra.ledger import DoneMark
 from infra.recipe import fingerprint
+from infra.storage import Committed
 from infra.tables import CAPTIONS_DIGEST, KEYS, UIDS_DIGEST, keys_digests, open_table, read_table
 
 SCORES = "score_"  # the ledger's steps of score tables
@@ -96,15 +96,15 @@ class Joined:
         self.schemas = score_tables(dataset)
         self.columns = {name: self._resolve(name) for name in dict.fromkeys(names)}
         tables = dict.fromkeys(column.table for column in self.columns.values() if column.table != ROW)
-        self._marks = {table: self._complete(SCORES + table, f"scores/{table}") for table in tables}
+        self._scores = {table: self._complete(SCORES + table, f"scores/{table}") for table in tables}
         self._captions = {name: self._complete(f"captions_{name}", f"captions/{name}") for name in self.captions}
 
     def inputs(self, shards: Sequence[str]) -> str:
         """A word that changes with anything that `read` of these shards reads."""
-        marks = [*self._marks.items(), *self._captions.items()]
+        tables = [*self._scores.items(), *self._captions.items()]
         return fingerprint(
             [self.rows.digest(shard) for shard in shards],
-            [[name, *(file.identity for shard in shards for file in found[shard].files)] for name, found in marks],
+            [[name, *(found[shard].identity for shard in shards)] for name, found in tables],
         )
 
     def groups(self, num_rows: int = GROUP_ROWS) -> list[list[str]]:
@@ -186,15 +186,15 @@ class Joined:
         known = self.rows.num_rows(shard)
         return default if known is None else known
 
-    def _complete(self, step: str, folder: str) -> Mapping[str, DoneMark]:
-        marks = self.dataset.ledger.done(step)
-        missing = [shard for shard in self.rows.shards if shard not in marks]
+    def _complete(self, step: str, folder: str) -> Mapping[str, Committed]:
+        tables = self.dataset.ledger.tables(step, folder)
+        missing = [shard for shard in self.rows.shards if shard not in tables]
         if missing:
             raise DatasetError(
                 f"{self.dataset.storage.url}: {folder} lacks {len(missing)} of {len(self.rows.shards)} shards "
                 f"(first {missing[0]}); run the command that made it again: it goes on where it stopped"
             )
-        return marks
+        return tables
 
     def _resolve(self, name: str) -> Column:
         table, dot, column = name.partition(".")

@@ -184,11 +184,11 @@ class ScoreTable(Step):
 
     def plan(self) -> Sequence[Job]:
         """A job for each shard."""
-        marks = {name: self.dataset.ledger.done(f"captions_{name}") for name in self.captions}
+        texts = {name: self.dataset.ledger.tables(f"captions_{name}", f"captions/{name}") for name in self.captions}
         return [
             Job(
                 shard,
-                {"rows": self.rows.digest(shard)} | {name: done[shard].fingerprint for name, done in marks.items()},
+                {"rows": self.rows.digest(shard)} | {name: found[shard].identity for name, found in texts.items()},
             )
             for shard in self.rows.shards
         ]

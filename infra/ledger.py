@@ -123,6 +123,12 @@ class Ledger:
             return DoneMark.from_json(json.loads(self.storage.read(name)))
         return None
 
+    def tables(self, step: str, folder: str) -> dict[str, Committed]:
+        """The parquet files that a step's marks name in a folder, by their stems: a shard's name, mostly."""
+        files = [file for mark in self.done(step).values() for file in mark.files]
+        found = [file for file in files if file.name.startswith(f"{folder}/") and file.name.endswith(".parquet")]
+        return {file.name.removeprefix(f"{folder}/").removesuffix(".parquet"): file for file in found}
+
     def is_done(self, step: str, job: str, fingerprint: str) -> bool:
         """Was this job finished, with this fingerprint?"""
         try:
