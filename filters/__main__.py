@@ -74,6 +74,49 @@ def score(
         click.echo(f"{table}: {told['rows_out']:,} rows" + (f"; {unknown}" if unknown else ""))
 
 
+@main.command("import")
+@click.argument("dataset", metavar="DATASET")
+@click.argument("tables", nargs=-1, required=True, metavar="TABLE…")
+@click.option("--as", "name", required=True, metavar="NAME", help="Name of the table that it becomes.")
+@click.option(
+    "--on",
+    type=click.Choice(["uid", "key", "url"]),
+    help="The column that rows are joined by.  [default: the first of uid, url, key that the table has]",
+)
+@click.option("--caption-col", metavar="COLUMN", help="The table holds captions, in this column: they go to captions/.")
+@run_options
+def import_(dataset: str, tables: tuple[str, ...], name: str, on: Any, caption_col: str | None, **values: Any) -> None:
+    """Scores or captions made elsewhere: LAION's columns, DataComp's metadata, any parquet, csv, tsv or jsonl.
+
+    \b
+    python -m filters import data/laion laion-metadata/ --as laion --on url
+    python -m filters import data/datacomp metadata/ --as datacomp
+    """
+    from filters import imports
+    from filters.score import plan_step
+    from infra.dataset import Dataset
+
+    place = Dataset(dataset)
+    if values["dry_run"]:
+        step = imports.make_step(place, tables, name, on=on, caption_col=caption_col)
+        say_plan([plan_step(step)], values["as_json"])
+        return
+    with open_executor(values) as executor:
+        result = imports.import_table(
+            place, tables, name, executor, on=on, caption_col=caption_col, options=options_of(values),
+            progress=Progress(),
+        )  # fmt: skip
+    counts = result.counts
+    folder = "scores" if caption_col is None else "captions"
+    if values["as_json"]:
+        fates = {word: number for word, number in counts.as_json().items() if word != "extra"}
+        paths = [place.storage.file_url(f"{folder}/{name}")]
+        print_json({**fates, "unknown": dict(counts.extra), "quarantined": sorted(result.quarantined), "paths": paths})
+        return
+    told = ", ".join(f"{word} {number:,}" for word, number in sorted(counts.extra.items()))
+    click.echo(f"{folder}/{name}: {counts.rows_out:,} rows" + (f"; {told}" if told else ""))
+
+
 @main.command()
 @click.argument("datasets", nargs=-1, required=True, metavar="DATASET…")
 @click.option("--rules", required=True, metavar="RECIPE", help="A YAML file of rules; shipped ones: filters/recipes/.")

@@ -68,15 +68,16 @@ def score(
 
 def plan_text(dataset: Dataset, scorers: Sequence[str], **options: Any) -> list[str]:
     """What a run would do. Raises what it would raise before its first job."""
-    lines = []
-    for step in make_steps(dataset, scorers, **options):
+    steps = make_steps(dataset, scorers, **options)
+    for step in steps:
         refuse_changed_settings(step, MEND)
-        rows = Rows(dataset)
-        done = dataset.ledger.done(step.name)
-        known = [number for shard in rows.shards if (number := rows.num_rows(shard)) is not None]
-        about = f"{sum(known):,} rows in " if known else ""
-        lines.append(f"{step.name}: {about}{len(rows.shards):,} shards, {len(done):,} jobs done")
-    return lines
+    return [plan_step(step) for step in steps]
+
+
+def plan_step(step: Step) -> str:
+    """What a run of one step over shards would do."""
+    jobs, done = step.plan(), step.dataset.ledger.done(step.name)
+    return f"{step.name}: {len(jobs):,} jobs, {sum(job.id in done for job in jobs):,} done before"
 
 
 def summary(results: Sequence[StepResult], dataset: Dataset) -> dict[str, Any]:
