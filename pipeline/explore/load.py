@@ -95,13 +95,13 @@ def load(dataset: Dataset, captions: Sequence[str] = (), max_rows: int = MAX_ROW
 def _explorable(rows: Rows) -> tuple[dict[Column, str], dict[str, str]]:
     """Columns that may be cut, in order of their tables, with DuckDB's types; and what is left out, with the reason."""
     schemas = score_tables(rows.dataset)
+    held = Counter(name for schema in schemas.values() for name in schema.names)
     left_out: dict[str, str] = {}
     for table in list(schemas):
         num_done = len(set(rows.shards).intersection(rows.dataset.ledger.done(SCORES + table)))
         if num_done < len(rows.shards):
             left_out[table] = f"scored in {num_done} of {len(rows.shards)} shards so far"
             del schemas[table]
-    held = Counter(name for schema in schemas.values() for name in schema.names)
     found: dict[Column, str] = {}
     for table, schema in {**schemas, ROW: rows.columns()}.items():
         for field in schema:

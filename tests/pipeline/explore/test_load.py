@@ -117,12 +117,13 @@ def test_columns_that_tell_no_row_from_another_are_left_out_and_named(builder):
 
 def test_a_table_that_is_not_finished_is_left_out_and_named(builder):
     for shard in ("00000", "00001"):
-        uids = builder.shard(shard, [{"caption": f"{shard} {at}"} for at in range(3)])
+        uids = builder.shard(shard, [{"caption": f"{shard} {at}", "width": at} for at in range(3)])
         builder.scores("whole", shard, uids, score=pa.array([1, 2, 3], pa.int32()))
         if shard == "00000":
-            builder.scores("half", shard, uids, other=pa.array([1, 2, 3], pa.int32()))
+            builder.scores("half", shard, uids, score=pa.array([1, 2, 3], pa.int32()), width=pa.array([1, 2, 3]))
     loaded = load(builder.dataset)
-    assert [column.path for column in loaded.columns] == ["score"]
+    # Rules must name the table all the same: to them, half is there.
+    assert [column.path for column in loaded.columns] == ["whole.score", "row.width"]
     assert loaded.left_out == {"half": "scored in 1 of 2 shards so far"}
 
 
