@@ -12,6 +12,7 @@ import pyarrow as pa
 
 MEMORY = "1GB"
 BATCH_ROWS = 100_000
+PLACE = "_place"
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) ->
 
 
 def cut(found: duckdb.DuckDBPyRelation, sizes: Mapping[str, int]) -> Iterator[tuple[str, pa.Table]]:
-    """A result sorted by `place`, a shard at a time: (shard, its results), `place` counted within it.
+    """A result sorted by its column PLACE, a shard at a time: (shard, its results), with places counted within it.
 
     sizes: shard → its rows, in the order in which places were given. Every shard comes once, also with no result.
     """
@@ -42,13 +43,13 @@ def cut(found: duckdb.DuckDBPyRelation, sizes: Mapping[str, int]) -> Iterator[tu
     for shard, size in sizes.items():
         parts = []
         while True:
-            own = int(np.searchsorted(held["place"].to_numpy(), start + size))
+            own = int(np.searchsorted(held[PLACE].to_numpy(), start + size))
             parts.append(held.slice(0, own))
             held = held.slice(own)
             if held.num_rows or (batch := next(reader, None)) is None:
                 break
             held = pa.Table.from_batches([batch])
         table = pa.concat_tables(parts)
-        within = pa.array(table["place"].to_numpy() - start, pa.int64())
-        yield shard, table.set_column(table.column_names.index("place"), "place", within)
+        within = pa.array(table[PLACE].to_numpy() - start, pa.int64())
+        yield shard, table.set_column(table.column_names.index(PLACE), PLACE, within)
         start += size

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from filters.base import Reduction, column
-from filters.placed import cut, insert, spilling
+from filters.placed import PLACE, cut, insert, spilling
 from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.jobs import Job, Outcome
@@ -52,7 +52,7 @@ class Recurrence(Reduction):
         """Rows in = rows out: one for each row of the dataset."""
         folder = f"scores/{self.table}"
         with spilling() as connection:
-            connection.execute("CREATE TABLE captions (place BIGINT, high UBIGINT, low UBIGINT)")
+            connection.execute("CREATE TABLE captions (_place BIGINT, high UBIGINT, low UBIGINT)")
             sizes: dict[str, int] = {}
             num_rows = 0
             for number, rows in enumerate(self._all_rows()):
@@ -60,19 +60,19 @@ class Recurrence(Reduction):
                     captions = rows.read(shard, [])["caption"].to_pylist()
                     is_own = number == 0
                     places = pa.array(range(num_rows, num_rows + len(captions))) if is_own else pa.nulls(len(captions))
-                    insert(connection, "captions", pa.table([places, *_hashes(captions)], ["place", "high", "low"]))
+                    insert(connection, "captions", pa.table([places, *_hashes(captions)], [PLACE, "high", "low"]))
                     if is_own:
                         sizes[shard] = len(captions)
                         num_rows += len(captions)
             # What occurs once, most of it, needs no place in the answer.
             recurring = connection.sql("""
-                SELECT place, times FROM captions JOIN (
+                SELECT _place, times FROM captions JOIN (
                     SELECT high, low, count(*) AS times FROM captions GROUP BY high, low HAVING count(*) > 1
-                ) USING (high, low) WHERE place IS NOT NULL ORDER BY place""")
+                ) USING (high, low) WHERE _place IS NOT NULL ORDER BY _place""")
             files = []
             for shard, found in cut(recurring, sizes):
                 counts = np.ones(sizes[shard], np.int64)
-                counts[found["place"].to_numpy()] = found["times"].to_numpy()
+                counts[found[PLACE].to_numpy()] = found["times"].to_numpy()
                 files.append(self._write(shard, counts))
         for stale in set(self.dataset.tables(folder)) - {file.name for file in files}:
             self.dataset.storage.remove(stale)
