@@ -63,13 +63,13 @@ class Expression:
         for node in _nodes(tree["statements"][0]["node"]["select_list"][0]):
             if node["class"] == "COLUMN_REF":
                 node["column_names"] = [names[".".join(node["column_names"])]]
-        ((sql,),) = _parser().execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()
+        ((sql,),) = _parser().cursor().execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()
         return str(sql).removeprefix("SELECT ")
 
 
 @cache
 def _parse(text: str, where: str) -> dict[str, Any]:
-    ((found,),) = _parser().execute("SELECT json_serialize_sql(?)", [f"SELECT {text}"]).fetchall()
+    ((found,),) = _parser().cursor().execute("SELECT json_serialize_sql(?)", [f"SELECT {text}"]).fetchall()
     tree: dict[str, Any] = json.loads(found)
     if tree["error"]:
         raise RecipeError(f"{where}: {text!r} is no SQL expression: {tree['error_message']}")
