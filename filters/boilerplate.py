@@ -21,8 +21,8 @@ _ENDING = r"\.(jpe?g|jfif|png|gif|webp|avif|bmp|tiff?|svg|hei[cf]|ico|psd|raw|cr
 # What cameras, phones and programs begin a name with; a number follows.
 _CAMERA = (
     r"img|img_e|imgp|imag|images?|dsc[ndf]?|sdc|cimg|hpim|pict(ure)?|pic|photo|fotos?|bild|scan|kif|m[vo]v|mv[ci]|vid|"
-    r"sam|gopr|gp|dji|pxl|lrm|wp|p|snapchat|screen[ _-]?shot|screencap|bildschirmfoto|captura de pantalla|"
-    r"capture d.écran|capture|snapshot|whatsapp image|fb_img|unnamed|untitled|unbenannt|sans titre|sin título|slide|"
+    r"sam|gopr|gp|dji|pxl|lrm|wp|p|snapchat|screen[ _-]?shot|screencap|bildschirmfoto|captura\sde\spantalla|"
+    r"capture\sd.écran|capture|snapshot|whatsapp\simage|fb_img|unnamed|untitled|unbenannt|sans\stitre|sin\stítulo|slide|"
     r"folie|page|fig(ure)?"
 )
 _FILE = re.compile(

@@ -52,7 +52,7 @@ def import_table(
     """Join tables to a dataset's rows by uid, key or url (unset: the first of uid, url, key that they have).
 
     caption_col: the tables hold captions, in this column. per: the scores are of the web's captions, or of images and
-    so of every caption. Counts' extra has `missing` rows of the dataset, `unmatched` and `unreadable` rows of the tables
+    so of every caption. Counts' extra has `missing` rows of the dataset, `unmatched` and `unreadable` rows of tables
     and, for scores, `duplicates`: rows of a key that an earlier row has. Raises UsageError for a table or column that
     is not there, FingerprintError where NAME was made of something else.
     """
