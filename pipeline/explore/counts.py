@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,6 @@ class Explorer:
         self.loaded = loaded
         self.axes = {column.sql: self._axis(column) for column in loaded.columns if column.is_number}
         self._pool = lru_cache(POOLS)(self._sorted)
-        self._parsing = Lock()  # filters.expression has one parser for all threads
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows of a query, on a cursor of its own: threads do not share one."""
@@ -49,18 +47,17 @@ class Explorer:
         columns = self.loaded.columns
         check(asked, columns)
         found: list[Condition] = []
-        with self._parsing:
-            for at, entry in enumerate(entries(asked, columns)):
-                if entry is None:
-                    continue
-                column = columns[asked[at].column]
-                rule = parse_rule(entry, f"rule {at + 1}")
-                if isinstance(rule, Where):
-                    found.append(Condition(at, column, entry, rule.expression.sql({column.path: column.sql})))
-                elif isinstance(rule, Top):
-                    threshold = self._threshold(rule, column, all_of(found) if rule.of == "survivors" else "true")
-                    sql = "true" if threshold is None else f"{column.sql}::DOUBLE >= {threshold!r}::DOUBLE"
-                    found.append(Condition(at, column, entry, sql, threshold))
+        for at, entry in enumerate(entries(asked, columns)):
+            if entry is None:
+                continue
+            column = columns[asked[at].column]
+            rule = parse_rule(entry, f"rule {at + 1}")
+            if isinstance(rule, Where):
+                found.append(Condition(at, column, entry, rule.expression.sql({column.path: column.sql})))
+            elif isinstance(rule, Top):
+                threshold = self._threshold(rule, column, all_of(found) if rule.of == "survivors" else "true")
+                sql = "true" if threshold is None else f"{column.sql}::DOUBLE >= {threshold!r}::DOUBLE"
+                found.append(Condition(at, column, entry, sql, threshold))
         return found
 
     def count(self, asked: Sequence[Asked]) -> dict[str, Any]:
