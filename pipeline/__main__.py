@@ -16,6 +16,7 @@ from infra.options import CommaList, config_options, given
 from infra.progress import Progress
 from pipeline.crawl.config import CrawlConfig
 from pipeline.download.config import DownloadConfig
+from pipeline.reshard.config import ReshardConfig
 
 
 def _is_network(word: str) -> bool:
@@ -147,6 +148,35 @@ def run_(recipe: str, settings: tuple[str, ...], **values: Any) -> None:
     else:
         for line in running.fact_lines(facts):
             click.echo(line)
+
+
+@main.command()
+@click.argument("source", metavar="DATASET")
+@click.option("--selection", required=True, metavar="NAME", help="The selection that says what is kept.")
+@click.option("--out", required=True, metavar="DATASET", help="Folder or fsspec url of the curated shards.")
+@config_options(ReshardConfig)
+@run_options
+def reshard(source: str, selection: str, out: str, **values: Any) -> None:
+    """Shards and a selection to curated shards: the same layout, new keys, the same uids, images byte for byte.
+
+    A trainer needs no resharding: it reads the raw shards through a selection. This is for what is handed on.
+
+    \b
+    python -m pipeline reshard data/example --selection basic --out data/example-basic --shard-size 10000
+    """
+    from infra.dataset import Dataset
+    from pipeline.reshard import run as resharding
+
+    config = ReshardConfig.parse(given(ReshardConfig, values), "reshard")
+    place, target = Dataset(source), Dataset(out)
+    if values["dry_run"]:
+        say_plan(resharding.plan_text(place, target, selection, config), values["as_json"])
+        return
+    with open_executor(values) as executor:
+        results = resharding.reshard(
+            place, target, selection, config, executor, options=options_of(values), progress=Progress()
+        )
+    _say_results(results, resharding.summary(results, target), values["as_json"])
 
 
 @main.command()

@@ -1,7 +1,8 @@
-"""A recipe, step by step: crawl, download, report. Each step resumes where a killed run left it."""
+"""A recipe, step by step: crawl, download, score, select, reshard, report. Each resumes where a killed run left it."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field
 
+from filters.rules import SelectRecipe, load_rules
+from filters.score import score
+from filters.score import summary as score_summary
+from filters.select import facts as selection_facts
+from filters.select import select
 from infra.dataset import Dataset
 from infra.jobs import Executor, RunOptions, StepResult
 from infra.miniweb import MiniwebConfig, running
@@ -25,6 +31,9 @@ from pipeline.download.run import download
 from pipeline.download.run import plan_text as plan_download
 from pipeline.download.run import summary as download_summary
 from pipeline.report import write_report
+from pipeline.reshard.config import ReshardConfig
+from pipeline.reshard.run import reshard
+from pipeline.reshard.run import summary as reshard_summary
 
 LOOPBACK = ("127.0.0.0/8",)
 C = TypeVar("C", bound=Config)
@@ -43,6 +52,20 @@ class DownloadPart(DownloadConfig):
     tables: tuple[str, ...] = Field((), description="Url tables; unset: the pairs that the crawl found.")
 
 
+class ScorePart(Config):
+    """`score:` of a recipe."""
+
+    scorers: tuple[str, ...] = Field(description="Names of scorers, or my_package.module:MyScorer.")
+    settings: dict[str, dict[str, Any]] = Field({}, description="Options of scorers: scorer → option → value.")
+
+
+class ReshardPart(ReshardConfig):
+    """`reshard:` of a recipe."""
+
+    selection: str = Field(description="The selection that is stored.")
+    out: str = Field(description="The dataset folder of the curated shards.")
+
+
 class ReportPart(Config):
     """`report:` of a recipe."""
 
@@ -56,12 +79,18 @@ class Recipe(Config):
     miniweb: MiniwebConfig | None = Field(None, description="Serve the small web on loopback while the recipe runs.")
     crawl: CrawlPart | None = None
     download: DownloadPart | None = None
+    score: ScorePart | None = None
+    select: dict[str, str | SelectRecipe] = Field({}, description="Selections by name: rules, or a file of them.")
+    reshard: ReshardPart | None = None
     report: ReportPart | None = None
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `a.b=c` settings. Raises RecipeError that says the mend."""
-    return Recipe.parse(apply_settings(load_yaml(path), tuple(settings)), str(path))
+    recipe = Recipe.parse(apply_settings(load_yaml(path), tuple(settings)), str(path))
+    for name, rules in rules_of(recipe).items():  # a misspelt rule is told before anything is crawled
+        rules.parsed(f"{path}: select: {name}")
+    return recipe
 
 
 def run_recipe(recipe: Recipe, executor: Executor, options: RunOptions, progress: Progress) -> dict[str, Any]:
@@ -80,12 +109,49 @@ def run_recipe(recipe: Recipe, executor: Executor, options: RunOptions, progress
             wanted = _plain(recipe.download, DownloadConfig)
             stored = download(dataset, wanted, tables_of(recipe), executor, options=options, progress=progress)
             facts["download"] = download_summary(stored, dataset)
+        facts |= _curate(dataset, recipe, executor, options, progress)
         write_resolved(dataset, recipe)  # now that no part has refused these settings
     facts |= _in_all(facts)
     if recipe.report is not None:
         write_report(recipe.dataset, recipe.report.out)
         facts["report"] = str(Path(recipe.report.out).resolve())
     return facts
+
+
+def _curate(
+    dataset: Dataset, recipe: Recipe, executor: Executor, options: RunOptions, progress: Progress
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if recipe.score is not None:
+        scored = score(
+            dataset, recipe.score.scorers, executor, settings=_scorer_settings(recipe.score), options=options,
+            progress=progress,
+        )  # fmt: skip
+        facts["score"] = score_summary(scored, dataset)
+    for name, rules in rules_of(recipe).items():
+        summaries = select([dataset], rules, name, executor, options=options, progress=progress)
+        facts.setdefault("select", {})[name] = selection_facts(summaries)
+    if recipe.reshard is not None:
+        part = recipe.reshard
+        out = Dataset(part.out)
+        curated = reshard(
+            dataset, out, part.selection, _plain(part, ReshardConfig), executor, options=options, progress=progress
+        )
+        facts["reshard"] = reshard_summary(curated, out)
+    return facts
+
+
+def rules_of(recipe: Recipe) -> dict[str, SelectRecipe]:
+    """The recipe's selections, those in files read."""
+    return {name: load_rules(part) if isinstance(part, str) else part for name, part in recipe.select.items()}
+
+
+def _scorer_settings(part: ScorePart) -> list[str]:
+    return [
+        f"{scorer}.{option}={json.dumps(value)}"
+        for scorer, options in part.settings.items()
+        for option, value in options.items()
+    ]
 
 
 def _in_all(facts: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +184,12 @@ def plan_recipe(recipe: Recipe) -> list[str]:
             lines += plan_download(dataset, recipe.download, tables_of(recipe))
         else:
             lines.append("download: the pairs that the crawl will find")
+    if recipe.score is not None:
+        lines.append(f"score: {', '.join(recipe.score.scorers)}, every stored image and caption")
+    for name, rules in rules_of(recipe).items():
+        lines.append(f"select: {name}, by {len(rules.rules)} rules")
+    if recipe.reshard is not None:
+        lines.append(f"reshard: what {recipe.reshard.selection} keeps, to {recipe.reshard.out}")
     if recipe.report is not None:
         lines.append(f"report: {recipe.report.out}")
     return lines
@@ -132,10 +204,12 @@ def tables_of(recipe: Recipe) -> Sequence[str]:
 def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
     """Publish recipe.yaml: every setting that changes the output, as it was used."""
     values: dict[str, Any] = {}
-    for name in ("miniweb", "crawl", "download"):
+    for name in ("miniweb", "crawl", "download", "score", "reshard"):
         part = getattr(recipe, name)
         if part is not None:
             values[name] = part.fingerprint_values()
+    if recipe.select:
+        values["select"] = {name: rules.model_dump(mode="json") for name, rules in rules_of(recipe).items()}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     dataset.storage.commit_bytes("recipe.yaml", text.encode())
 
@@ -173,6 +247,16 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
             )
             if told["quarantined"]:
                 lines.append(f"{part}: quarantined {', '.join(told['quarantined'])}; run again to try them again")
+    if "score" in facts:
+        tables = facts["score"]["tables"]
+        lines.append("score: " + ", ".join(f"{table} {told['rows_out']:,}" for table, told in tables.items()))
+    for name, told in facts.get("select", {}).items():
+        fell = ", ".join(f"{reason} {number:,}" for reason, number in sorted(told["dropped"].items(), key=_most))
+        lines.append(
+            f"select: {name} keeps {told['rows_out']:,} of {told['rows_in']:,}" + (f"; {fell}" if fell else "")
+        )
+    if "reshard" in facts:
+        lines.append(f"reshard: {facts['reshard']['rows_out']:,} pairs in {len(facts['reshard']['paths'])} shards")
     if "report" in facts:
         lines.append(f"report: {facts['report']}")
     return lines
