@@ -12,6 +12,7 @@ from infra.ledger import Counts
 from infra.shards import IMAGE_ENDINGS, INDEX_SCHEMA, Member
 
 SUCCESS = "success"
+TEXTS = {"txt", "json"}
 TABLE_COLUMNS = ("uid", "key", "status", "reason")
 
 
@@ -20,7 +21,7 @@ def check_shard(
 ) -> Iterator[str]:
     """All of the rules for which there is something to compare; None: absent, or not readable.
 
-    uniform: all samples have the same kinds of members, as those that we write do.
+    uniform: where one sample has a text or facts, all have, as in tars that we write.
     """
     if index is not None and not set(INDEX_SCHEMA.names) <= set(index.column_names):
         yield f"the index lacks columns; it needs {', '.join(INDEX_SCHEMA.names)}"
@@ -40,7 +41,7 @@ def check_shard(
 
 
 def check_members(members: Sequence[Member], uniform: bool) -> Iterator[str]:
-    """Every sample has an image and no member comes twice; `uniform`: all have the same kinds of members."""
+    """Every sample has an image and no member comes twice; `uniform`: all or none have a txt, and a json."""
     repeated = [name for name, number in Counter(member.name for member in members).items() if number > 1]
     if repeated:
         yield f"the tar holds {_some(repeated, 'member')} more than once"
@@ -51,8 +52,8 @@ def check_members(members: Sequence[Member], uniform: bool) -> Iterator[str]:
     if bare:
         yield f"{_some(bare, 'sample')} without an image"
     if uniform:
-        every = set().union(*endings.values()) if endings else set()
-        for kind in sorted(every):
+        every = set().union(*endings.values())
+        for kind in sorted(every & TEXTS):
             lacking = [key for key, kinds in endings.items() if kind not in kinds and key not in bare]
             if lacking:
                 yield f"{_some(lacking, 'sample')} without a .{kind} member"

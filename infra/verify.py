@@ -28,7 +28,11 @@ INDEXING = "index"  # the step of `python -m infra index`
 INDEX_MEND = "make it again: python -m infra index"
 MAX_REPEATED = 100  # uids told one by one
 DATA = (".tar", ".parquet", ".npy", "_stats.json")
-CHAIN = (("split", "duplicates"), ("duplicates", "download"))  # what one gives out, the other takes in
+CHAIN = (
+    ("split", "duplicates"),
+    ("duplicates", "download"),
+    ("reshard_plan", "reshard"),
+)  # what one gives out, the other takes in
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -1,0 +1,1 @@
+"""Shards and a selection to curated shards."""
