@@ -239,6 +239,12 @@ class SelectRecipe(Config):
     captions: tuple[str, ...] = Field((), description="Caption tables whose texts are selected beside the web's.")
     rules: tuple[dict[str, Any], ...] = Field(description="A list; the first key of each names it.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, values: Any) -> Any:
+        """A path in a recipe's place is that of a file of rules."""
+        return load_yaml(values) if isinstance(values, str) else values
+
     def parsed(self, where: str = "rules") -> tuple[Rule, ...]:
         """The rules. Raises RecipeError for an unknown rule or option, and for a reason that two of them give."""
         rules = tuple(parse_rule(values, f"{where}, rule {at}") for at, values in enumerate(self.rules, 1))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field
 
-from filters.rules import SelectRecipe, load_rules
+from filters.rules import SelectRecipe
 from filters.score import score
 from filters.score import summary as score_summary
 from filters.select import facts as selection_facts
@@ -80,7 +80,7 @@ class Recipe(Config):
     crawl: CrawlPart | None = None
     download: DownloadPart | None = None
     score: ScorePart | None = None
-    select: dict[str, str | SelectRecipe] = Field({}, description="Selections by name: rules, or a file of them.")
+    select: dict[str, SelectRecipe] = Field({}, description="Selections by name: their rules, or a file of them.")
     reshard: ReshardPart | None = None
     report: ReportPart | None = None
 
@@ -88,7 +88,7 @@ class Recipe(Config):
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `a.b=c` settings. Raises RecipeError that says the mend."""
     recipe = Recipe.parse(apply_settings(load_yaml(path), tuple(settings)), str(path))
-    for name, rules in rules_of(recipe).items():  # a misspelt rule is told before anything is crawled
+    for name, rules in recipe.select.items():  # a misspelt rule is told before anything is crawled
         rules.parsed(f"{path}: select: {name}")
     return recipe
 
@@ -128,7 +128,7 @@ def _curate(
             progress=progress,
         )  # fmt: skip
         facts["score"] = score_summary(scored, dataset)
-    for name, rules in rules_of(recipe).items():
+    for name, rules in recipe.select.items():
         summaries = select([dataset], rules, name, executor, options=options, progress=progress)
         facts.setdefault("select", {})[name] = selection_facts(summaries)
     if recipe.reshard is not None:
@@ -139,11 +139,6 @@ def _curate(
         )
         facts["reshard"] = reshard_summary(curated, out)
     return facts
-
-
-def rules_of(recipe: Recipe) -> dict[str, SelectRecipe]:
-    """The recipe's selections, those in files read."""
-    return {name: load_rules(part) if isinstance(part, str) else part for name, part in recipe.select.items()}
 
 
 def _scorer_settings(part: ScorePart) -> list[str]:
@@ -186,7 +181,7 @@ def plan_recipe(recipe: Recipe) -> list[str]:
             lines.append("download: the pairs that the crawl will find")
     if recipe.score is not None:
         lines.append(f"score: {', '.join(recipe.score.scorers)}, every stored image and caption")
-    for name, rules in rules_of(recipe).items():
+    for name, rules in recipe.select.items():
         lines.append(f"select: {name}, by {len(rules.rules)} rules")
     if recipe.reshard is not None:
         lines.append(f"reshard: what {recipe.reshard.selection} keeps, to {recipe.reshard.out}")
@@ -209,7 +204,7 @@ def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
         if part is not None:
             values[name] = part.fingerprint_values()
     if recipe.select:
-        values["select"] = {name: rules.model_dump(mode="json") for name, rules in rules_of(recipe).items()}
+        values["select"] = {name: rules.model_dump(mode="json") for name, rules in recipe.select.items()}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     dataset.storage.commit_bytes("recipe.yaml", text.encode())
 
