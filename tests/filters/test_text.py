@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 from filters.base import Batch
 from filters.boilerplate import is_boilerplate, runs_of
 from filters.text import Text
+from infra.miniweb.captions import describe
+from infra.miniweb.plan import BOILERPLATE
+from infra.miniweb.scenes import random_scene
 from infra.sample import Caption, Pair
 
+LANGUAGES = ("en", "de", "fr", "es", "it", "ja", "zh")
 # Any code point at all, lone surrogates and NUL among them; often of few letters, so that words repeat.
 WILD = st.one_of(
     st.text(st.characters(codec=None, exclude_categories=())),
@@ -108,6 +113,13 @@ def test_what_says_nothing_of_the_picture_is_boilerplate(text: str) -> None:
 )  # fmt: skip
 def test_what_says_something_is_not(text: str) -> None:
     assert not boilerplate(text)
+
+
+def test_of_the_small_webs_captions_just_the_boilerplate_is_found() -> None:
+    rng = random.Random(7)
+    true = [describe(random_scene(rng), lang, rng) for lang in LANGUAGES for _ in range(200)]
+    assert [text for text in BOILERPLATE if not boilerplate(text)] == []
+    assert [text for text in true if boilerplate(text)] == []
 
 
 @given(WILD)
