@@ -98,12 +98,12 @@ def import_(dataset: str, tables: tuple[str, ...], name: str, on: Any, caption_c
 
     place = Dataset(dataset)
     if values["dry_run"]:
-        step = imports.make_step(place, tables, name, on=on, caption_col=caption_col)
+        step = imports.make_step(place, tables, name, on=on, caption_col=caption_col, per=per)
         say_plan([plan_step(step)], values["as_json"])
         return
     with open_executor(values) as executor:
         result = imports.import_table(
-            place, tables, name, executor, on=on, caption_col=caption_col, options=options_of(values),
+            place, tables, name, executor, on=on, caption_col=caption_col, per=per, options=options_of(values),
             progress=Progress(),
         )  # fmt: skip
     counts = result.counts

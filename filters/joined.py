@@ -227,11 +227,16 @@ class Joined:
 
 def score_tables(dataset: Dataset) -> dict[str, pa.Schema]:
     """The score tables that the ledger names, with their columns (KEYS among them), sorted by name."""
-    steps = [step for step in dataset.ledger.steps() if step.startswith(SCORES)]
-    marks = {step.removeprefix(SCORES): dataset.ledger.any_done(step) for step in steps}
-    return {
-        table: open_table(dataset.storage, mark.files[0].name).schema_arrow for table, mark in marks.items() if mark
-    }
+    found = {}
+    for step in dataset.ledger.steps():
+        mark = dataset.ledger.any_done(step) if step.startswith(SCORES) else None
+        if mark is not None:
+            tables = (open_table(dataset.storage, file.name) for file in mark.files)
+            # An empty table is of images as well as of captions.
+            last = next((table for table in tables if table.metadata.num_rows), None)
+            table = last or open_table(dataset.storage, mark.files[0].name)
+            found[step.removeprefix(SCORES)] = table.schema_arrow
+    return found
 
 
 def _joined(keys: pa.Table, scores: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -203,7 +203,7 @@ def as_uids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         if pa.types.is_binary(column.type) or pa.types.is_fixed_size_binary(column.type):
             return column.cast(UID)
-        if not pc.all(pc.equal(pc.utf8_length(column), 2 * UID_BYTES), skip_nulls=False).as_py():
+        if not pc.all(pc.equal(pc.utf8_length(column), 2 * UID_BYTES), skip_nulls=False, min_count=0).as_py():
             raise ValueError("not all of one length")
         # One conversion of all digits: a row at a time takes ten times as long.
         data = bytes.fromhex("".join(column.to_pylist()))

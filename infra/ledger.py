@@ -118,10 +118,13 @@ class Ledger:
         return {_stem(name): DoneMark.from_json(json.loads(found[name])) for name in names}
 
     def any_done(self, step: str) -> DoneMark | None:
-        """One finished job of a step, for what all of them share; None before the first."""
+        """One finished job of a step, with rows if any has, for what all of them share; None before the first."""
+        found = None
         for name in self.storage.list(f"ledger/done/{step}", ".json"):
-            return DoneMark.from_json(json.loads(self.storage.read(name)))
-        return None
+            found = DoneMark.from_json(json.loads(self.storage.read(name)))
+            if found.counts.rows_out:
+                break
+        return found
 
     def tables(self, step: str, folder: str) -> dict[str, Committed]:
         """The parquet files that a step's marks name in a folder, by their stems: a shard's name, mostly."""
