@@ -84,8 +84,17 @@ def score(
     help="The column that rows are joined by.  [default: the first of uid, url, key that the table has]",
 )
 @click.option("--caption-col", metavar="COLUMN", help="The table holds captions, in this column: they go to captions/.")
+@click.option(
+    "--per",
+    type=click.Choice(["caption", "image"]),
+    default="caption",
+    show_default=True,
+    help="What its scores are of: the web's caption, or the image and so all of its captions.",
+)
 @run_options
-def import_(dataset: str, tables: tuple[str, ...], name: str, on: Any, caption_col: str | None, **values: Any) -> None:
+def import_(
+    dataset: str, tables: tuple[str, ...], name: str, on: Any, caption_col: str | None, per: Any, **values: Any
+) -> None:
     """Scores or captions made elsewhere: LAION's columns, DataComp's metadata, any parquet, csv, tsv or jsonl.
 
     \b
