@@ -27,6 +27,7 @@ BITS = 64
 MAX_RUN = 2_000  # distinct hashes of one bucket that are compared all with all
 ROW_BYTES = 64  # of a table's work, by row
 PAIR_BYTES = 32
+LEAST_ROWS = 1 << 16  # that are worked on together, however little memory is given
 
 
 def greedy_unique(hashes: Hashes, distance: int, *, memory_bytes: int = 1 << 30) -> Places:
@@ -81,8 +82,8 @@ class _Greedy:
         self.hashes = hashes
         self.distance = distance
         self.because = because
-        self.max_rows = max(1 << 16, memory_bytes // 2 // ROW_BYTES)
-        self.max_pairs = max(1 << 16, memory_bytes // 2 // PAIR_BYTES)
+        self.max_rows = max(LEAST_ROWS, memory_bytes // 2 // ROW_BYTES)
+        self.max_pairs = max(LEAST_ROWS, memory_bytes // 2 // PAIR_BYTES)
 
     def resolve(self, nodes: Places) -> Places:
         """Judge `nodes`, none of which is near one kept before; returns the kept ones, in order.
