@@ -19,13 +19,14 @@ from infra.dataset import Dataset
 from infra.selection import Selection
 from pipeline.truth import UNKNOWN, ToldRow, told_rows
 
-# What a column tells of. Sizes and looks of pictures are not here: the truth knows no fault of that kind.
+# What a column tells of. Sizes are not here: the truth knows no fault of that kind.
 MEANT_FOR = {
     **dict.fromkeys(("boilerplate", "words", "characters", "alphanumeric", "repetition"), "boilerplate"),
     "caption_count": "boilerplate",
     "language": "language",
     "sha256": "file",
     **dict.fromkeys(("phash", "phash_fine"), "copy"),
+    **dict.fromkeys(("uniform", "entropy", "sharpness"), "blank"),
     **dict.fromkeys(("clip_score", "itm_score"), "caption"),
 }
 ALL_RULES = "all rules"
@@ -54,8 +55,8 @@ class Judgement:
     """One rule against the truth; the last of a selection is of all its rules together.
 
     meant_for: boilerplate | language | caption (it does not say what the picture shows) | file (its bytes came before)
-    | copy (its picture did). bad, good: rows that are and are not ill in one of these ways. ills: the bad ones by what
-    ails them. captions, images: all rows by their kind.
+    | copy (its picture did) | blank (a picture of nothing: there is none). bad, good: rows that are and are not ill in
+    one of these ways. ills: the bad ones by what ails them. captions, images: all rows by their kind.
     """
 
     rule: str
@@ -114,6 +115,7 @@ def weigh(
     labels: dict[str, Callable[[], Labels]] = {
         "boilerplate": lambda: [_label(row, row.caption_kind == "boilerplate") for row in seen],
         "caption": lambda: [_label(row, row.caption_kind != "true") for row in seen],
+        "blank": lambda: [_label(row, False) for row in seen],
         "file": lambda: _copies(seen, fell, [row.file for row in seen]),
         "copy": lambda: _copies(seen, fell, [row.picture for row in seen]),
         "language": lambda: [None if row.lang is None else row.lang if row.lang in unwanted else GOOD for row in seen],
@@ -161,14 +163,14 @@ def _label(row: ToldRow, is_ill: bool) -> str | None:
 
 
 def _copies(seen: Sequence[ToldRow], fell: Sequence[bool], shown: Sequence[str]) -> Labels:
-    """Of all rows that show the same one may stay: the original, else the first that does. The others are ill.
+    """Of all rows that show the same one may stay: the original, else any that does. The others are ill.
 
     They are named by how the copy was made, whichever of the two stays. Where no row of them stays, none was a copy of
     anything: to drop them was wrong.
     """
     stays: dict[str, ToldRow] = {}
     for row, is_gone, what in zip(seen, fell, shown, strict=True):
-        if not is_gone and (what not in stays or (stays[what].is_copy and not row.is_copy)):
+        if not is_gone and (what not in stays or stays[what].is_copy):
             stays[what] = row
     labels: list[str | None] = []
     for row, what in zip(seen, shown, strict=True):

@@ -131,10 +131,12 @@ def test_dropping_just_what_is_bad_is_right_and_dropping_nothing_finds_nothing(t
 
 def test_of_what_the_truth_does_not_tell_nothing_is_judged() -> None:
     unknown = row(UNKNOWN, UNKNOWN, "elsewhere")
-    for target in BAD:
+    for target in (*BAD, "blank"):
         judged = weigh("rule", [target], [unknown, unknown], [True, False], frozenset({"de"}))
         assert (judged.bad, judged.good) == (Tally(), Tally())
         assert judged.rows == Tally(1, 2)
+    blank = weigh("uniform < .9", ["blank"], [row(), row()], [True, False])  # every drawing shows something
+    assert (blank.precision, blank.recall) == (0.0, None)
     size = weigh("width > 64", [], [row(), BAD["boilerplate"]], [True, False])
     assert (size.precision, size.recall, size.rows) == (None, None, Tally(1, 2))
 
@@ -207,6 +209,7 @@ def test_a_condition_tells_which_languages_it_is_meant_to_drop(tmp_path: Path, c
         ({"top": "clip_score", "fraction": 0.3}, ("caption",)),
         ({"where": "words > 2 and alphanumeric > .5"}, ("boilerplate",)),
         ({"where": "words > 2 and clip_score > .2"}, ("boilerplate", "caption")),
+        ({"where": "uniform < .95"}, ("blank",)),
         ({"where": "width > 64"}, ()),
         ({"not_in": "eval", "by": "phash", "distance": 4}, ()),
     ],
