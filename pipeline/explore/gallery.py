@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,18 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from filters.safety import is_doubtful, is_safety_column
 from infra.recipe import Config
 from infra.sample import UID_BYTES
 from infra.tables import read_table
 from pipeline.explore.counts import Condition, Explorer, all_of, codes, fate
-from pipeline.explore.rules import MAX_RULES, Asked, Column, Range, Values
+from pipeline.explore.rules import MAX_RULES, Asked, Range, Values
 from pipeline.report.words import link, plain
 
 PAGE = 24
 MAX_CAPTION = 2000  # characters
 
-_UNSAFE = re.compile(r"unsafe|nsfw|porn|explicit", re.IGNORECASE)
-_SAFE_WORDS = {"unlikely", "safe", "sfw", "neutral", "no", "false", "0"}
 
 Place = Annotated[int, Field(ge=0, lt=MAX_RULES)]
 
@@ -114,7 +112,10 @@ class Gallery:
             "page_url": link(text.get("page_url")),
             "rule": conditions[place].at if code else None,  # the first that it fails
             "is_missing": bool(code) and kind == 1,
-            "is_doubtful": any(_is_doubtful(*pair) for pair in zip(columns, values, strict=True)),
+            "is_doubtful": any(
+                is_safety_column(column.name) and is_doubtful(value)
+                for column, value in zip(columns, values, strict=True)
+            ),
             "values": [_as_json(value) for value in values],
         }
 
@@ -126,15 +127,6 @@ def _by_fate(conditions: Sequence[Condition], view: View) -> str:
     if place is None:
         return f"{fate(conditions)} <> 0"
     return f"{fate(conditions)} = {codes(place)[view.is_missing]}"
-
-
-def _is_doubtful(column: Column, value: Any) -> bool:
-    """Does a safety column say that a row may be unfit to be seen, or say nothing of it?"""
-    if not _UNSAFE.search(column.name):
-        return False
-    if isinstance(value, str):
-        return value.strip().lower() not in _SAFE_WORDS
-    return value is None or value > 0.5
 
 
 def _as_json(value: Any) -> Any:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from infra.storage import TEMPORARY, Storage
+from pipeline.report import curation, sections
 from pipeline.report.page import render
-from pipeline.report.sections import SECTIONS, Overview, overview
+from pipeline.report.sections import Overview, Section, overview
 from pipeline.report.source import Source
+
+SECTIONS: tuple[Callable[[Source, Overview], Section | None], ...] = (
+    sections.funnel, curation.selected, sections.pictures, curation.verdicts, curation.duplicate_groups,
+    curation.against_truth, curation.scores, sections.reasons, sections.failures, sections.hosts, sections.statuses,
+    sections.shapes, sections.crawl, sections.run,
+)  # fmt: skip
 
 
 def write_report(dataset_url: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -23,8 +31,8 @@ def write_report(dataset_url: str | os.PathLike[str], out: str | os.PathLike[str
     source = Source(os.fspath(dataset_url))
     try:
         seen = overview(source)
-        sections = [section for make in SECTIONS if (section := make(source, seen)) is not None]
-        html = render(source, seen, sections).encode("utf-8", "replace")
+        made = [section for make in SECTIONS if (section := make(source, seen)) is not None]
+        html = render(source, seen, made).encode("utf-8", "replace")
     finally:
         source.close()
     name = os.fspath(out).rpartition("/")[2]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from pipeline.report.gather import Histogram
+from pipeline.report.scored import Cut
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 34, 16, 10, 24
@@ -37,6 +38,35 @@ def histogram(title: str, series: Sequence[Series], tick_label: Callable[[float]
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
     ).format(WIDTH, HEIGHT, f"{title}. {spoken}.", Markup("").join(body))  # fmt: skip
+
+
+def cut_histogram(
+    title: str, bins: Sequence[tuple[float, float, int]], cuts: Sequence[Cut], label: Callable[[float], str]
+) -> Markup:
+    """Bars on a linear axis, (low edge, high edge, rows) each; every cut is a line, and what it drops is shaded."""
+    low, high = bins[0][0], max(edge for _, edge, _ in bins)
+    top = _nice_top(max(number for _, _, number in bins))
+    frame = _Frame(0, 1, top)
+    bar = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>')
+    body = [*_y_axis(frame)]
+    for start, end, number in bins:
+        x, right = (frame.x((edge - low) / (high - low)) for edge in (start, end))
+        y = min(frame.y(number), HEIGHT - BOTTOM - 1)
+        kind = "bar dropped" if any(cut.drops(start, end) for cut in cuts) else "bar"
+        hint = f"{label(start)} to {label(end)}: {number:,}"
+        body.append(bar.format(kind, x, y, max(1.0, right - x - 0.6), HEIGHT - BOTTOM - y, hint))
+    for part in range(5):
+        x = round(frame.x(part / 4), 1)
+        text = Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>')
+        body.append(text.format(x, HEIGHT - BOTTOM + 16, label(low + (high - low) * part / 4)))
+    for cut in cuts:
+        x = round(frame.x(min(1.0, max(0.0, (cut.value - low) / (high - low)))), 1)
+        line = Markup('<line class="cut" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}</title></line>')
+        body.append(line.format(x, x, TOP - 6, HEIGHT - BOTTOM, f"{cut.selection}: {cut.rule}"))
+    spoken = "; ".join(f"{cut.selection} keeps {cut.op} {label(cut.value)}" for cut in cuts)
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    ).format(WIDTH, HEIGHT, f"{title}. {spoken}", Markup("").join(body))  # fmt: skip
 
 
 def compact(number: float) -> str:

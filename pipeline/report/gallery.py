@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from infra.errors import DatasetError
 from infra.shards import IMAGE_ENDINGS, Member, list_members, read_at
@@ -33,17 +33,23 @@ class Picture:
     row: dict[str, Any]
     thumbnail: str | None
     fault: str | None = None
+    is_blurred: bool = False
 
 
 def stored_pictures(source: Source, seed: int, limit: int) -> list[Picture]:
     """A sample of stored pairs with their thumbnails, in the sample's order."""
     is_indexed = bool(source.dataset.tables("index"))
     rows = stored_samples(source, seed, limit, None if is_indexed else source.shard_names[:MAX_UNINDEXED_TARS])
+    return pictures_of(source, rows)
+
+
+def pictures_of(source: Source, rows: Sequence[dict[str, Any]], blurred: Collection[bytes] = ()) -> list[Picture]:
+    """Stored rows with their thumbnails; those of the uids `blurred` are blurred before they reach the page."""
     places = _places(source, rows)
-    return [_picture(source, row, places.get((row["shard"], row["key"]))) for row in rows]
+    return [_picture(source, row, places.get((row["shard"], row["key"])), row["uid"] in blurred) for row in rows]
 
 
-def thumbnail(data: bytes) -> str:
+def thumbnail(data: bytes, is_blurred: bool = False) -> str:
     """A data: URI of a JPEG of at most 160 x 160 pixels. Raises ValueError that says what is wrong with the bytes."""
     try:
         with warnings.catch_warnings():
@@ -54,6 +60,8 @@ def thumbnail(data: bytes) -> str:
                 image.draft("RGB", (2 * SIDE, 2 * SIDE))
                 small = _on_white(ImageOps.exif_transpose(image))
                 small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+                if is_blurred:
+                    small = small.filter(ImageFilter.GaussianBlur(SIDE / 10))
                 written = io.BytesIO()
                 small.save(written, "JPEG", quality=QUALITY, optimize=True)
     except UnidentifiedImageError:  # its message holds a memory address, and the page is to be the same each time
@@ -63,7 +71,7 @@ def thumbnail(data: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
 
 
-def _picture(source: Source, row: dict[str, Any], member: Member | str | None) -> Picture:
+def _picture(source: Source, row: dict[str, Any], member: Member | str | None, is_blurred: bool) -> Picture:
     if member is None:
         return Picture(row, None, "not in the index")
     if isinstance(member, str):
@@ -72,7 +80,7 @@ def _picture(source: Source, row: dict[str, Any], member: Member | str | None) -
         return Picture(row, None, "too many bytes to show")
     try:
         with source.storage.open(source.dataset.tar(row["shard"])) as file:
-            return Picture(row, thumbnail(read_at(file, member.offset, member.size)))
+            return Picture(row, thumbnail(read_at(file, member.offset, member.size), is_blurred), None, is_blurred)
     except FileNotFoundError:
         return Picture(row, None, "its tar is missing")
     except (DatasetError, ValueError) as error:

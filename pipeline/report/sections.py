@@ -223,11 +223,6 @@ def run(source: Source, seen: Overview) -> Section | None:
     return Section("Run", "run", "The steps in their order: jobs, rows and clocks.", facts)
 
 
-SECTIONS: tuple[Callable[[Source, Overview], Section | None], ...] = (
-    funnel, pictures, reasons, failures, hosts, statuses, shapes, crawl, run,
-)  # fmt: skip
-
-
 def falls(dropped: Mapping[str, int], total: int) -> list[Fall]:
     """Reasons with their shares and sentences, most frequent first."""
     ordered = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))

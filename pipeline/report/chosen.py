@@ -1,0 +1,257 @@
+"""What selections keep and drop: samples by reason, groups of duplicates, overlaps. Small results in plain types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pyarrow as pa
+
+from filters.decide import fallen_table
+from filters.joined import score_tables
+from filters.safety import is_doubtful, is_safety_column
+from infra.removed import REMOVED
+from infra.selection import Selection, selections
+from infra.tables import KEYS, urls
+from pipeline.report.gallery import Picture, pictures_of
+from pipeline.report.source import Source
+
+NUM_PER_REASON = 12
+NUM_GROUPS = 8
+NUM_PER_GROUP = 4  # that fell, beside the kept one
+MAX_SELECTIONS = 6
+KEPT = "kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One caption with its picture, and its values in the columns that the selection's rules read."""
+
+    picture: Picture
+    source: str  # of the caption: web, or a caption table
+    values: Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows with one fate. ranks: for each column, the place of each row when sorted by it, highest first."""
+
+    word: str
+    num_rows: int
+    shown: Sequence[Shown]
+    ranks: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Album:
+    """One selection's kept and dropped rows. columns: `table.column` as its rules name them, and bytes of the image."""
+
+    name: str
+    columns: Sequence[str]
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """A kept picture and some of those that fell because of it, each with how many bits it is apart."""
+
+    selection: str
+    rule: str
+    kept: Picture
+    fell: Sequence[tuple[Picture, int]]
+    num_fell: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two selections over the same captions."""
+
+    one: str
+    other: str
+    both: int
+    only_one: int
+    only_other: int
+    neither: int
+
+    @property
+    def jaccard(self) -> float:
+        """Kept by both of kept by either, in [0, 1]."""
+        either = self.both + self.only_one + self.only_other
+        return self.both / either if either else 1.0
+
+
+def chosen(source: Source) -> list[Selection]:
+    """The finished selections, at most six."""
+    return [Selection(source.dataset, name) for name in selections(source.dataset)[:MAX_SELECTIONS]]
+
+
+def album(source: Source, selection: Selection, seed: int) -> Album:
+    """A sample of each reason's rows, drawn by a hash of the uid. Denied and removed rows are never shown."""
+    named = dict.fromkeys(name for rule in selection.summary["rules"] for name in rule["columns"])
+    columns = [name for name in named if _can_be_read(source, name)]
+    files = {"files": _files(source, selection)}
+    counts = {KEPT: selection.summary["rows_out"], **dict(_by_number(selection.summary["dropped"]))}
+    groups = []
+    for word, number in counts.items():
+        if not number or word == REMOVED or word.startswith("denied"):
+            continue
+        rows = source.query(
+            """
+            SELECT s.uid, s.source, s.n, parse_filename(s.filename, true) AS shard
+            FROM read_parquet($files, filename = true) s
+            WHERE CASE WHEN keep THEN 'kept' ELSE reason END = $word
+            ORDER BY hash(s.uid, $seed), s.source, s.n LIMIT $limit""",
+            {**files, "word": word, "seed": seed, "limit": NUM_PER_REASON},
+        )
+        groups.append(_group(source, word, number, rows, columns))
+    return Album(selection.name, columns, groups)
+
+
+def duplicates(source: Source, selection: Selection) -> list[Duplicates]:
+    """Groups of pictures of which one was kept, the largest first."""
+    found: list[Duplicates] = []
+    for number, rule in enumerate(selection.summary["rules"]):
+        folder = fallen_table(selection.name, number, "").rpartition("/")[0]
+        names = source.dataset.tables(folder) if rule["rule"] == "unique" else []
+        if not names:
+            continue
+        files = {"files": urls(source.storage, names)}
+        leads = source.query(
+            f"""SELECT because_of, count(*) AS n FROM read_parquet($files)
+            GROUP BY ALL ORDER BY n DESC, because_of LIMIT {NUM_GROUPS}""", files,
+        )  # fmt: skip
+        fell = source.query(
+            f"""SELECT uid, because_of, distance FROM read_parquet($files) WHERE list_contains($leads, because_of)
+            QUALIFY row_number() OVER (PARTITION BY because_of ORDER BY distance DESC, uid) <= {NUM_PER_GROUP}
+            ORDER BY distance, uid""", {**files, "leads": [row["because_of"] for row in leads]},
+        )  # fmt: skip
+        shown = _pictures(source, [{"uid": row["uid"]} for row in fell] + [{"uid": row["because_of"]} for row in leads])
+        for lead in leads:
+            own = [(shown[row["uid"]], row["distance"]) for row in fell
+                   if row["because_of"] == lead["because_of"] and row["uid"] in shown]  # fmt: skip
+            if lead["because_of"] in shown and own:  # a kept row of another dataset is not here
+                kept = shown[lead["because_of"]]
+                found.append(Duplicates(selection.name, rule["text"], kept, own, lead["n"]))
+    return found
+
+
+def overlaps(source: Source, found: Sequence[Selection]) -> list[Overlap]:
+    """Every two of the selections, by (uid, source, n)."""
+    result = []
+    for one, other in combinations(found, 2):
+        rows = source.query(
+            """
+            SELECT a.keep AS one, b.keep AS other, count(*) AS n
+            FROM read_parquet($one) a JOIN read_parquet($other) b USING (uid, source, n) GROUP BY ALL""",
+            {"one": _files(source, one), "other": _files(source, other)},
+        )
+        number = {(row["one"], row["other"]): row["n"] for row in rows}
+        counts = (number.get(key, 0) for key in ((True, True), (True, False), (False, True), (False, False)))
+        result.append(Overlap(one.name, other.name, *counts))
+    return result
+
+
+def _can_be_read(source: Source, column: str) -> bool:
+    """Does its value say something to a person? Hashes do not."""
+    table, _, name = column.partition(".")
+    schema = score_tables(source.dataset).get(table)
+    kind = schema.field(name).type if schema is not None else pa.string()
+    return not (kind == pa.uint64() or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _group(source: Source, word: str, number: int, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Group:
+    pictures = _pictures(source, rows)
+    values = _values(source, rows, columns)
+    shown = [
+        Shown(pictures[row["uid"]], row["source"], [values[name].get(_key(row)) for name in columns])
+        for row in rows
+        if row["uid"] in pictures
+    ]
+    sorted_by = [*range(len(columns)), len(columns)]
+    ranks = [_ranks([_sortable(one, at) for one in shown]) for at in sorted_by]
+    return Group(word, number, shown, ranks)
+
+
+def _sortable(one: Shown, at: int) -> float:
+    value = one.values[at] if at < len(one.values) else one.picture.row.get("bytes")
+    return float(value) if isinstance(value, int | float) and value == value else float("-inf")
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    order = sorted(range(len(values)), key=lambda at: -values[at])
+    ranks = [0] * len(values)
+    for rank, at in enumerate(order):
+        ranks[at] = rank
+    return ranks
+
+
+def _pictures(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[bytes, Picture]:
+    """Pictures by uid; blurred where a safety column says that they may be unfit, or says nothing."""
+    uids = list(dict.fromkeys(row["uid"] for row in rows))
+    found = source.query(
+        "SELECT * FROM rows WHERE is_stored AND list_contains($uids, uid)", {"uids": uids}
+    ) if uids else []  # fmt: skip
+    doubtful = _doubtful(source, uids)
+    return {picture.row["uid"]: picture for picture in pictures_of(source, found, blurred=doubtful)}
+
+
+def _doubtful(source: Source, uids: Sequence[bytes]) -> set[bytes]:
+    found: set[bytes] = set()
+    for table, schema in score_tables(source.dataset).items():
+        for name in schema.names:
+            if is_safety_column(name):
+                known = _lookup(source, table, name, uids)
+                found |= {uid for uid in uids if any(is_doubtful(value) for value in known.get(uid, [None]))}
+    return found
+
+
+def _lookup(source: Source, table: str, name: str, uids: Sequence[bytes]) -> dict[bytes, list[Any]]:
+    found: dict[bytes, list[Any]] = {}
+    for row in _scores(source, table, name, uids):
+        found.setdefault(row["uid"], []).append(row["value"])
+    return found
+
+
+def _values(
+    source: Source, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> dict[str, dict[tuple[Any, ...], Any]]:
+    """By column: (uid, source, n) → value. An image's score is that of all its captions."""
+    uids = [row["uid"] for row in rows]
+    result: dict[str, dict[tuple[Any, ...], Any]] = {}
+    tables = score_tables(source.dataset)
+    for column in columns:
+        table, _, name = column.partition(".")
+        if table not in tables:  # a column of the row itself
+            own = "SELECT uid, NULL AS source, NULL AS n, * FROM rows WHERE list_contains($uids, uid)"
+            known = source.query(own, {"uids": uids}) if uids else []
+            found = {row["uid"]: row.get(name) for row in known}
+            result[column] = {_key(row): found.get(row["uid"]) for row in rows}
+            continue
+        scores = {_key(row): row["value"] for row in _scores(source, table, name, uids)}
+        result[column] = {_key(row): scores.get(_key(row), scores.get((row["uid"], None, None))) for row in rows}
+    return result
+
+
+def _scores(source: Source, table: str, name: str, uids: Sequence[bytes]) -> list[dict[str, Any]]:
+    names = [file.name for file in source.dataset.ledger.tables(f"score_{table}", f"scores/{table}").values()]
+    if not names or not uids:
+        return []
+    quoted = '"' + name.replace('"', '""') + '"'
+    return source.query(
+        f"SELECT {', '.join(KEYS.names)}, {quoted} AS value FROM read_parquet($files) WHERE list_contains($uids, uid)",
+        {"files": urls(source.storage, names), "uids": list(uids)},
+    )
+
+
+def _files(source: Source, selection: Selection) -> list[str]:
+    return urls(source.storage, source.dataset.tables(f"selections/{selection.name}"))
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (row["uid"], row["source"], row["n"])
+
+
+def _by_number(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
