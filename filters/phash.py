@@ -6,7 +6,7 @@ or not; the first bit is the most significant. Source: Zauner, "Implementation a
 Functions", 2010, section 3.2; ImageHash leaves out its mean filter, and keeps the DC term that it drops.
 
 The fine one is ours: the same picture and transform, 64 higher frequencies. Drawings with few forms on a large ground
-share their low frequencies with many others, and these they do not; docs/scores_image.md has the figures.
+share their low frequencies with many others, and these they do not; docs/scores.md has the figures.
 """
 
 from __future__ import annotations
