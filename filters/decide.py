@@ -57,10 +57,7 @@ class Decide(Step):
 
     def settings(self) -> Mapping[str, Any]:
         """The rules up to this one."""
-        return {
-            "rules": [rule.model_dump(mode="json", by_alias=True) for rule in self.rules],
-            "captions": self.captions,
-        }
+        return settings_of(self.rules, self.captions)
 
     def inputs(self, job: Job) -> Any:
         """Everything that is read of every dataset, the lists, and the decisions before this one."""
@@ -262,6 +259,13 @@ class _Seen:
         ranks = ranks[order]
         leads = because[ranks]
         return place[ranks], place[leads], np.bitwise_count(in_order[ranks] ^ in_order[leads]).astype(np.int16)
+
+
+def settings_of(rules: Sequence[Rule], captions: Sequence[str]) -> dict[str, Any]:
+    """What names a selection: each rule on its own, so that a changed one can be told."""
+    numbered = {f"rule {number}": rule for number, rule in enumerate(rules, 1)}
+    told = {name: rule.model_dump(mode="json", by_alias=True, exclude_none=True) for name, rule in numbered.items()}
+    return {**told, "captions": list(captions)}
 
 
 def decision_file(selection: str, number: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from filters.decide import Decide, decision_file, decisions, decisions_digest, fallen_table
+from filters.decide import Decide, decision_file, decisions, decisions_digest, fallen_table, settings_of
 from filters.joined import Group, Joined
 from filters.listed import lists_of
 from filters.rules import Rule, SelectRecipe, Unique
@@ -136,8 +136,7 @@ class Choose(Step):
 
     def settings(self) -> Mapping[str, Any]:
         """The rules."""
-        rules = [rule.model_dump(mode="json", by_alias=True) for rule in self.rules]
-        return {"rules": rules, "captions": list(self.captions)}
+        return settings_of(self.rules, self.captions)
 
     def inputs(self, job: Job) -> Any:
         """Everything that is read of the group's shards, the lists, and what was decided over all rows."""
@@ -222,7 +221,10 @@ class Choose(Step):
             "fingerprint": fingerprint(sorted(mark.fingerprint for mark in marks.values())),
             **{name: value for name, value in counts.as_json().items() if name != "extra"},
             "rules": rules,
-            "recipe": self.settings(),
+            "recipe": {
+                "rules": [rule.model_dump(mode="json", by_alias=True) for rule in self.rules],
+                "captions": list(self.captions),
+            },
         }
 
     def write_summary(self) -> None:
