@@ -163,20 +163,20 @@ def _label(row: ToldRow, is_ill: bool) -> str | None:
 
 
 def _copies(seen: Sequence[ToldRow], fell: Sequence[bool], shown: Sequence[str]) -> Labels:
-    """Of all rows that show the same one may stay: the original, else any that does. The others are ill.
+    """Of all rows that show the same one may stay: the least changed of those that do. The others are ill.
 
-    They are named by how the copy was made, whichever of the two stays. Where no row of them stays, none was a copy of
+    They are named by how the copy was made, be it the one that stays. Where no row of them stays, none was a copy of
     anything: to drop them was wrong.
     """
     stays: dict[str, ToldRow] = {}
     for row, is_gone, what in zip(seen, fell, shown, strict=True):
-        if not is_gone and (what not in stays or stays[what].is_copy):
+        if not is_gone and (what not in stays or row.change < stays[what].change):
             stays[what] = row
     labels: list[str | None] = []
     for row, what in zip(seen, shown, strict=True):
         other = stays.get(what, row)
-        made = row if row.is_copy else other
-        ill = GOOD if other is row else made.image_kind if made.is_copy else "another_format"
+        made = row if row.change else other
+        ill = GOOD if other is row else made.image_kind if made.change else "another_format"
         labels.append(None if row.caption_kind == UNKNOWN else ill)
     return labels
 

@@ -17,7 +17,7 @@ from infra.miniweb import MiniwebConfig
 from infra.selection import Selection
 
 UNKNOWN = "unknown"  # the kind of captions that are not of the small web
-SAME_FILE = ("exact_duplicate", "shared_image", "repeated_pair")  # kinds of image whose bytes are those of the original
+EDITS = ("near_recompressed", "near_resized", "near_cropped")  # kinds of image that are changed copies, the least first
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ToldRow:
     caption_kind: str
     lang: str | None  # None: not told, as of boilerplate
     image_kind: str
-    is_copy: bool
+    change: int  # 0: an original, 1: a copy of the same bytes, above: an edit
     file: str  # the same for images of the same bytes
     picture: str  # the same for images of the same drawing: the url of the first
 
@@ -67,13 +67,16 @@ def told_rows(chosen: Selection, truth: pa.Table) -> Iterator[ToldRow]:
 
 def _told(place: int, url: str, img: Mapping[str, Any] | None, picture: str) -> ToldRow:
     if img is None:
-        return ToldRow(place, UNKNOWN, None, UNKNOWN, False, url, picture)
+        return ToldRow(place, UNKNOWN, None, UNKNOWN, 0, url, picture)
     # The truth names the language of boilerplate's page: its own may be another, or none.
     lang = None if img["caption_kind"] == "boilerplate" else img["lang"]
-    original, kind = img["duplicate_of"], img["image_kind"]
+    kind, original = img["image_kind"], img["duplicate_of"]
+    if original is None:
+        return ToldRow(place, img["caption_kind"], lang, kind, 0, url, picture)
+    change = 2 + EDITS.index(kind) if kind in EDITS else 1
     # The same edit of the same picture gives the same bytes, wherever it is shown.
-    file = url if original is None else original if kind in SAME_FILE else f"{original}#{kind}"
-    return ToldRow(place, img["caption_kind"], lang, kind, original is not None, file, picture)
+    file = original if change == 1 else f"{original}#{kind}"
+    return ToldRow(place, img["caption_kind"], lang, kind, change, file, picture)
 
 
 def _facts(truth: pa.Table) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, str]]:

@@ -21,7 +21,7 @@ from infra.miniweb.truth import truth_table
 from infra.selection import SCHEMA, selection_table, summary_file
 from infra.tables import write_table
 from pipeline.judge import Judgement, Tally, judge, judgement_rows, kind_rows, unguarded, weigh
-from pipeline.truth import UNKNOWN, ToldRow, truth_of
+from pipeline.truth import EDITS, UNKNOWN, ToldRow, truth_of
 
 CAPTION_KINDS = ("true", "wrong_random", "wrong_attribute", "boilerplate")
 COPY_KINDS = ("exact_duplicate", "near_resized", "near_cropped")
@@ -59,10 +59,9 @@ def truth(*imgs: dict[str, Any]) -> pa.Table:
 
 
 def row(caption_kind: str = "true", image_kind: str = "plain", picture: str = "p", **values: Any) -> ToldRow:
-    is_copy = image_kind in COPY_KINDS
-    same = image_kind in ("plain", "exact_duplicate")
+    change = 0 if image_kind in ("plain", UNKNOWN) else 2 + EDITS.index(image_kind) if image_kind in EDITS else 1
     lang = None if caption_kind in ("boilerplate", UNKNOWN) else values.get("lang", "en")
-    return ToldRow(0, caption_kind, lang, image_kind, is_copy, picture if same else f"{picture}#{image_kind}", picture)
+    return ToldRow(0, caption_kind, lang, image_kind, change, f"{picture}#{max(1, change)}", picture)
 
 
 def copies(*rows: tuple[ToldRow, bool], of: str = "copy") -> Judgement:
@@ -146,6 +145,10 @@ def test_a_copy_is_found_whichever_of_the_two_stays() -> None:
     assert copies((original, False), (resized, True)).ills == {"near_resized": Tally(1, 1)}
     assert copies((original, True), (resized, False)).ills == {"near_resized": Tally(1, 1)}
     assert copies((original, False), (resized, False)).ills == {"near_resized": Tally(0, 1)}
+    cropped, exact = row(image_kind="near_cropped"), row(image_kind="exact_duplicate")
+    missed = {"exact_duplicate": Tally(1, 1), "near_cropped": Tally(0, 1)}  # the crop, wherever it comes
+    for order in ((cropped, exact), (exact, cropped)):
+        assert copies((original, True), *((each, False) for each in order)).ills == missed
     both = {"another_format": Tally(1, 1), "near_resized": Tally(0, 1)}
     assert copies((resized, False), (original, False), (row(), True)).ills == both
 
