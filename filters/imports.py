@@ -84,12 +84,15 @@ def make_step(
         raise UsageError(f"{foreign.files[0]}: no column {wanted} to join by; {has}; see --on")
     if caption_col is not None and kinds.get(caption_col) != "VARCHAR":
         raise UsageError(f"{foreign.files[0]}: no text column {caption_col}; {has}; see --caption-col")
-    # What a row has already is not scored again.
-    own = {"key", "uid", *URL_NAMES, *CAPTION_NAMES, caption_col, found[1]}
+    # What a row has already is not scored again: a rule that names it means the row's own.
+    rows = Rows(dataset)
+    own = {"key", "uid", *URL_NAMES, *CAPTION_NAMES, caption_col, found[1], *rows.columns().names}
     values = [other for other in kinds if other not in own and not other.startswith("__index_level_")]
     if not values and caption_col is None:
-        raise UsageError(f"{foreign.files[0]}: no scores there; {has}; for captions see --caption-col")
-    return Import(Rows(dataset), check_name(name), foreign, found, {v: kinds[v] for v in values}, caption_col, per)
+        raise UsageError(
+            f"{foreign.files[0]}: no scores there that the rows lack; {has}; for captions see --caption-col"
+        )
+    return Import(rows, check_name(name), foreign, found, {v: kinds[v] for v in values}, caption_col, per)
 
 
 class Import(Step):

@@ -111,7 +111,7 @@ def plan_text(datasets: Sequence[Dataset], recipe: SelectRecipe, name: str) -> l
         )
     passes = 1 + sum(rule.sees_all for rule in rules)
     lines += [f"  {rule.text}  → {rule.word}" for rule in rules]
-    lines.append(f"the columns are read {passes} times: once for each rule that sees all rows, once to write")
+    lines.append(f"passes over the columns: {passes}, one for each rule that sees all rows and one to write")
     return lines
 
 

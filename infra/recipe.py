@@ -63,7 +63,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; the shipped ones lie in pipeline/recipes/") from None
+        shipped = "pipeline/recipes/ and filters/recipes/"
+        raise RecipeError(f"{path}: no such recipe; the shipped ones lie in {shipped}") from None
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}; give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
