@@ -32,7 +32,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filters.language import Language
+from filters.fasttext_model import load_model
+from filters.language import LABEL, bundled_model, readable
 from filters.rules import SelectRecipe
 from filters.select import select
 from infra.dataset import Dataset
@@ -52,7 +53,7 @@ RECIPE = """rules:
   - top: clip_score
     fraction: 0.3
 """
-WORDS = "a the photo of red blue dog cat house street old new man woman with on in tree car sky sale price free".split()
+WORDS = "a the photo of red blue dog cat house street old new man woman with on in tree car sky sale price free"
 
 
 def make(folder: Path, num_rows: int, num_shards: int, metadata: Path | None = None) -> Dataset:
@@ -70,19 +71,24 @@ def make(folder: Path, num_rows: int, num_shards: int, metadata: Path | None = N
         _mark(dataset, "download", shard, number, rows, tar)
         values: dict[str, pa.Array] = {}
         for table, columns in TABLES.items():
-            keys = [uid, pa.nulls(number, pa.string()), pa.nulls(number, pa.int32())] if table == "image" else [
-                uid, pa.repeat("web", number), pa.array(np.zeros(number, np.int32))]  # fmt: skip
-            drawn = {name: pa.array(rng.random(number, np.float32) if top is None else rng.integers(0, top, number, np.int32))
-                     for name, top in columns.items()}  # fmt: skip
-            scores = pa.table([*keys, *drawn.values()], names=["uid", "source", "n", *drawn])
-            _mark(dataset, f"score_{table}", shard, number, write_keyed_table(dataset.storage, f"scores/{table}/{shard}.parquet", scores))  # fmt: skip
+            is_image = table == "image"
+            source = pa.nulls(number, pa.string()) if is_image else pa.repeat("web", number)
+            n = pa.nulls(number, pa.int32()) if is_image else pa.array(np.zeros(number, np.int32))
+            drawn = {name: _drawn(rng, number, top) for name, top in columns.items()}
+            scores = pa.table([uid, source, n, *drawn.values()], names=["uid", "source", "n", *drawn])
+            file = write_keyed_table(dataset.storage, f"scores/{table}/{shard}.parquet", scores)
+            _mark(dataset, f"score_{table}", shard, number, file)
             values |= drawn
         if metadata is not None:
             metadata.mkdir(parents=True, exist_ok=True)
-            texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(1000)] * (number // 1000 + 1)
+            texts = [" ".join(rng.choice(WORDS.split(), 6)) for _ in range(1000)] * (number // 1000 + 1)
             hexes = [value.hex() for value in uid.to_pylist()]
             pq.write_table(pa.table({"uid": hexes, "text": texts[:number], **values}), metadata / f"{shard}.parquet")
     return dataset
+
+
+def _drawn(rng: np.random.Generator, number: int, top: int | None) -> pa.Array:
+    return pa.array(rng.random(number, np.float32) if top is None else rng.integers(0, top, number, np.int32))
 
 
 def _mark(dataset: Dataset, step: str, shard: str, number: int, *files: Any) -> None:
@@ -160,9 +166,8 @@ def _uids_of(file: Path, words: int, threshold: float, with_texts: bool) -> np.n
     columns = ["uid", "clip_score", "width", *(["text"] if with_texts else ["words"])]
     frame = pd.read_parquet(file, columns=columns)
     if with_texts:
-        language = Language()
-        language.setup()
-        known = frame["text"].map(lambda text: language.detect(text)[0])
+        model = load_model(Path(bundled_model()).read_bytes(), bundled_model())
+        known = frame["text"].map(lambda text: model.predict(readable(text))[0][0].removeprefix(LABEL))
         frame = frame[(known == "en") & (frame["text"].map(lambda text: len(text.split())) > words)]
     else:
         frame = frame[frame["words"] > words]
