@@ -36,14 +36,17 @@ SPREAD: dict[str, Callable[[str], bool]] = {"--allow-network": _is_network, "--s
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
-    """Turn web pages into image-text shards that any WebDataset reader opens.
+    """Turn web pages into curated image-text shards that any WebDataset reader opens.
 
     \b
     crawl      pages (live, or in WARC/WAT archives) -> url tables of pairs
     download   url tables -> shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json
+    reshard    shards and a selection -> curated shards (python -m filters scores and selects)
+    remove     takedowns, through tars, tables and everything derived
     run        a recipe: all of it from one YAML file
     status     where a dataset stands
     report     one HTML page that shows what came, what did not, and why
+    explore    a local page to find rules by eye
 
     Every command can be killed at any moment and run again: finished work is skipped, and the result is the same,
     byte for byte. Exit codes: 0 done, 1 failed or too much quarantined, 2 wrong usage.
@@ -177,6 +180,41 @@ def reshard(source: str, selection: str, out: str, **values: Any) -> None:
             place, target, selection, config, executor, options=options_of(values), progress=Progress()
         )
     _say_results(results, resharding.summary(results, target), values["as_json"])
+
+
+@main.command()
+@click.argument("dataset", metavar="DATASET")
+@click.option("--list", "path", required=True, metavar="FILE", help="What must go, a line each: uid:…, url:…, domain:…, "
+              "sha256:…, or phash:…[/distance]; path or fsspec url.")  # fmt: skip
+@run_options
+def remove(dataset: str, path: str, **values: Any) -> None:
+    """Takedowns: purge what a list names from tars, tables and everything derived, and keep it away.
+
+    Nothing of the bytes, the address or the caption is left; a tombstone is, so that no later run fetches it again. The
+    selections that held such rows are named, and datasets that were resharded from this one.
+
+    \b
+    python -m pipeline remove data/example --list takedowns.txt --dry-run
+    python -m pipeline remove data/example --list takedowns.txt
+    """
+    from infra.dataset import Dataset
+    from pipeline.remove import run as removing
+
+    place = Dataset(dataset)
+    if values["dry_run"]:
+        say_plan(removing.plan_text(place, path), values["as_json"])
+        return
+    with open_executor(values) as executor:
+        facts = removing.remove(place, path, executor, options=options_of(values), progress=Progress())
+    if values["as_json"]:
+        print_json(facts)
+        return
+    matched = ", ".join(f"{word} {number:,}" for word, number in facts["by_match"].items())
+    click.echo(f"removed: {facts['removed']:,} rows" + (f" ({matched})" if matched else ""))
+    for name, number in facts["selections"].items():
+        click.echo(f"selection {name}: held {number:,} of them; what it says of the others stands")
+    for made in facts["resharded"]:
+        click.echo(f"made of this dataset, not changed: {made['dataset']}; there: {made['run']}")
 
 
 @main.command()

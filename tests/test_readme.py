@@ -176,7 +176,7 @@ def test_the_tree_shows_what_is_there(page):
 
 
 def test_every_reason_is_explained_in_the_docs():
-    told = "".join((ROOT / "docs" / name).read_text() for name in ("download.md", "crawl.md"))
+    told = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     shown = set(re.findall(r"`([a-z0-9_]+)`", told))
     silent = {"failed_to_download", "failed_to_resize", "proxy", "denied", "waiting"}  # of foreign tables
     assert sorted(set(REASONS) - shown - silent) == []
