@@ -184,8 +184,8 @@ def reshard(source: str, selection: str, out: str, **values: Any) -> None:
 
 @main.command()
 @click.argument("dataset", metavar="DATASET")
-@click.option("--list", "path", required=True, metavar="FILE", help="What must go, a line each: uid:…, url:…, domain:…, "
-              "sha256:…, or phash:…[/distance]; path or fsspec url.")  # fmt: skip
+@click.option("--list", "path", required=True, metavar="FILE", help="What must go, a line each: uid:…, url:…, "
+              "domain:…, sha256:…, or phash:…[/distance]; path or fsspec url.")  # fmt: skip
 @run_options
 def remove(dataset: str, path: str, **values: Any) -> None:
     """Takedowns: purge what a list names from tars, tables and everything derived, and keep it away.
