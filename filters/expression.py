@@ -138,9 +138,21 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(child)
 
 
+def connect() -> duckdb.DuckDBPyConnection:
+    """A DuckDB in which expressions say the same on every machine. What arithmetic cannot tell is NULL, not a NaN.
+
+    A NaN would be above every number, so that 0 / 0 > 3 would keep a row.
+    """
+    connection = duckdb.connect(config={"enable_external_access": "false"})
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET ieee_floating_point_ops = false")  # an error, which TRY turns into NULL
+    connection.execute("SET error_on_division_by_zero = false")
+    return connection
+
+
 @cache
 def _parser() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(config={"enable_external_access": "false"})
+    return connect()
 
 
 @cache

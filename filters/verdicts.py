@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filters.expression import connect
 from filters.joined import Group
 from filters.listed import Listed
 from filters.rules import BestCaption, NotIn, Rule, Top, Unique, Where
@@ -58,7 +59,7 @@ class Judge:
         self.rules = rules
         self._decided = decided or {}
         self._lists = lists or {}
-        self._connection = duckdb.connect(config={"enable_external_access": "false"})
+        self._connection = connect()
         for number, listed in self._lists.items():
             if listed.values is not None:
                 self._connection.register(f"list_{number}", listed.values)
@@ -117,14 +118,15 @@ class Judge:
         columns = [names[column] for column in rule.columns]
         absent = " ".join(f"WHEN {name} IS NULL THEN {FELL + at}" for at, name in enumerate(columns, 1))
         if isinstance(rule, Where):
-            holds = rule.expression.sql(names)
-            # NULL is no answer: the row lacks a value, or the expression cannot be told of it.
-            return f"CASE WHEN ({holds}) THEN {PASSED} WHEN ({holds}) IS NOT NULL THEN {FELL} {absent} ELSE {FELL} END"
+            # NULL is no answer: the row lacks a value, or the expression cannot be told of it (text that is no number).
+            holds = f"TRY({rule.expression.sql(names)})"
+            return f"CASE WHEN {holds} THEN {PASSED} WHEN {holds} IS NOT NULL THEN {FELL} {absent} ELSE {FELL} END"
         fails = "false"
         if isinstance(rule, Top) and (threshold := self._decided[number].threshold) is not None:
-            fails = f"CAST({columns[0]} AS DOUBLE) < {threshold!r}::DOUBLE"
+            fails = f"CAST({columns[0]} AS DOUBLE) < {_literal(threshold)}"
         elif isinstance(rule, BestCaption) and rule.at_least is not None:
-            fails = f"{columns[0]} < {rule.at_least!r}::DOUBLE"
+            # As a condition would say it: 0.7 of 32 bits is not below 0.7.
+            fails = f"{columns[0]} < {rule.at_least if isfinite(rule.at_least) else _literal(rule.at_least)}"
         elif isinstance(rule, NotIn) and columns and rule.distance is None:
             is_listed = f"CAST({columns[0]} AS VARCHAR) IN (SELECT value FROM listed_{number})"
             fails = f"NOT {is_listed}" if rule.wants else is_listed
@@ -165,6 +167,11 @@ def _only_best(rule: BestCaption, group: Group, verdicts: Codes, still_in: npt.N
     verdicts = np.array(verdicts)
     verdicts[candidates[order[~leads]]] = FELL
     return verdicts
+
+
+def _literal(value: float) -> str:
+    """A number in SQL, infinite ones too."""
+    return f"'{value!r}'::DOUBLE"
 
 
 def _readable(field: pa.Field) -> str:
