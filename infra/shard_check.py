@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.ledger import Counts
+from infra.removed import UID, RemovedRows
 from infra.shards import IMAGE_ENDINGS, INDEX_SCHEMA, Member
 
 SUCCESS = "success"
@@ -120,6 +121,16 @@ def check_counts(table: pa.Table, counts: Counts) -> Iterator[str]:
     if differing:
         first = differing[0]
         yield f"dropped as {first}: {reasons.get(first, 0)} rows in the table, {said.get(first, 0)} in the done-mark"
+
+
+def check_removed(table: pa.Table, removed: RemovedRows) -> Iterator[str]:
+    """No row that the table calls stored was removed on request."""
+    if not {"uid", "status"} <= set(table.column_names) or table["uid"].type != UID:
+        return
+    stored = table.filter(pc.fill_null(pc.equal(table["status"], SUCCESS), False))
+    num_removed = int(removed.hold(stored["uid"], None).sum())
+    if num_removed:
+        yield f"{num_removed} stored rows were removed on request; run python -m pipeline remove once more"
 
 
 def stored_rows(table: pa.Table) -> list[tuple[str, bytes | None]]:

@@ -19,7 +19,8 @@ from infra.checked_files import CheckedFiles, first_line
 from infra.dataset import Dataset
 from infra.errors import DatasetError
 from infra.ledger import Counts, DoneMark
-from infra.shard_check import SUCCESS, TABLE_COLUMNS, check_counts, check_shard
+from infra.removed import OPEN, REMOVING, TOMBSTONES, RemovedRows
+from infra.shard_check import SUCCESS, TABLE_COLUMNS, check_counts, check_removed, check_shard
 from infra.shards import INDEX_SCHEMA
 from infra.storage import Committed
 from infra.tables import connect, urls
@@ -28,11 +29,8 @@ INDEXING = "index"  # the step of `python -m infra index`
 INDEX_MEND = "make it again: python -m infra index"
 MAX_REPEATED = 100  # uids told one by one
 DATA = (".tar", ".parquet", ".npy", "_stats.json")
-CHAIN = (
-    ("split", "duplicates"),
-    ("duplicates", "download"),
-    ("reshard_plan", "reshard"),
-)  # what one gives out, the other takes in
+# What one gives out, the other takes in.
+CHAIN = (("split", "duplicates"), ("duplicates", "download"), ("reshard_plan", "reshard"))
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -98,6 +96,7 @@ class Verify:
     def findings(self) -> Iterator[Finding]:
         """Raises DatasetError where there is no dataset at all."""
         self._sizes = self._ours.storage.sizes()
+        self._removed = RemovedRows.of(self._ours.storage)
         self._plans = {}
         for step in self._ours.ledger.steps():
             try:
@@ -120,6 +119,9 @@ class Verify:
                 yield from self._noted(looked, uids_in, named)
         unfinished = list(self._unfinished())
         yield from unfinished
+        if OPEN in self._sizes:
+            what = "a removal is not finished: files may still hold what was to go"
+            yield Finding("removal", what, "run the same python -m pipeline remove again")
         yield from self._sums()
         yield from self._wrong_sizes(is_own, bool(unfinished))
         yield from self._repeated(uids_in, is_own)
@@ -183,6 +185,7 @@ class Verify:
         found += check_shard(members, index, table, uniform=True)
         if table is not None:
             found += check_counts(table, mark.counts)
+            found += check_removed(table, self._removed)
         num_asked = self._files.num_rows(f"inputs/{shard}.parquet")
         num_repeated = self._files.num_rows(f"inputs/duplicates/{shard}.parquet") or 0
         if num_asked is not None and mark.counts.rows_in != num_asked - num_repeated:
@@ -293,10 +296,10 @@ class Verify:
 
     def _leftovers(self, named: set[str]) -> Iterator[Finding]:
         """Data that no done-mark names: of a killed run, mostly."""
-        known = named | self._input_tables()
+        known = {TOMBSTONES, *named, *self._input_tables()}
         known |= {self.dataset.stats(name.removesuffix(".tar")) for name in named if name.endswith(".tar")}
         for name in self._sizes:
-            if name.endswith(DATA) and name not in known:
+            if name.endswith(DATA) and name not in known and not name.startswith(REMOVING):
                 what, mend = "no done-mark names it", "go on with the run that made it, or delete it"
                 yield Finding(name, what, mend, is_problem=False)
 

@@ -45,3 +45,20 @@ def stops_at(moment: int, run: Callable[[], Any]) -> bool:
     except Stopped:
         return True
     return False
+
+
+def stops_before(name: str, run: Callable[[], Any]) -> bool:
+    """Run until a file of this name (or one that ends so) would be published. False where none ever was."""
+    publish = Storage._publish
+
+    def perform(storage: Storage, temporary: Any, published: str) -> None:
+        if published.endswith(name):
+            raise Stopped
+        publish(storage, temporary, published)
+
+    with mock.patch.object(Storage, "_publish", perform):
+        try:
+            run()
+        except Stopped:
+            return True
+    return False
