@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from typing import Any
 
 import duckdb
@@ -19,6 +20,9 @@ from infra.errors import RecipeError
 _ALLOWED = frozenset(
     ["COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CASE", "CAST", "FUNCTION", "TYPE"]
 )
+# What DuckDB calls consistent, yet reads the clock, plans queries, or changes with its version.
+_UNSTABLE = frozenset(["age", "current_localtime", "current_localtimestamp", "hash", "json_serialize_plan"])
+MAX_DEPTH = 100  # of nested expressions: Python walks the tree, at three calls a level
 _SIGNS = {
     "COMPARE_EQUAL": "=",
     "COMPARE_NOTEQUAL": "<>",
@@ -48,6 +52,8 @@ class Expression:
         select = self._tree["statements"][0]["node"]["select_list"]
         if len(select) != 1:
             raise RecipeError(f"{where}: {text!r}: one expression is wanted, not {len(select)}")
+        if select[0]["alias"]:
+            raise RecipeError(f"{where}: {text!r}: an expression has no name; leave AS {select[0]['alias']} out")
         _check(select[0], text, where)
         refs = [tuple(node["column_names"]) for node in _nodes(select[0]) if node["class"] == "COLUMN_REF"]
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(".".join(ref) for ref in refs))
@@ -63,16 +69,19 @@ class Expression:
         for node in _nodes(tree["statements"][0]["node"]["select_list"][0]):
             if node["class"] == "COLUMN_REF":
                 node["column_names"] = [names[".".join(node["column_names"])]]
-        ((sql,),) = _parser().cursor().execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()
-        return str(sql).removeprefix("SELECT ")
+        return _parser_says("json_deserialize_sql", json.dumps(tree)).removeprefix("SELECT ")
 
 
 @cache
 def _parse(text: str, where: str) -> dict[str, Any]:
-    ((found,),) = _parser().cursor().execute("SELECT json_serialize_sql(?)", [f"SELECT {text}"]).fetchall()
-    tree: dict[str, Any] = json.loads(found)
+    if "\0" in text or text.encode("utf-8", "replace").decode() != text:
+        raise RecipeError(f"{where}: {text!r} holds what is no text")
+    tree: dict[str, Any] = json.loads(_parser_says("json_serialize_sql", f"SELECT {text}"))
     if tree["error"]:
-        raise RecipeError(f"{where}: {text!r} is no SQL expression: {tree['error_message']}")
+        why = tree["error_message"]
+        if "expression depth" in why:
+            why = f"it is nested more than {MAX_DEPTH} deep"
+        raise RecipeError(f"{where}: {text!r} is no SQL expression: {why}")
     (statement,) = tree["statements"] if len(tree["statements"]) == 1 else (None,)
     node = statement["node"] if statement else {}
     if (
@@ -91,13 +100,21 @@ def _clauses(node: Mapping[str, Any]) -> bool:
 
 def _check(root: Mapping[str, Any], text: str, where: str) -> None:
     for node in _nodes(root):
-        if node["class"] not in _ALLOWED:
-            what = node["class"].lower().replace("_", " ")
+        if node["class"] not in _ALLOWED or node["type"] == "GROUPING_FUNCTION":
+            what = node["type" if node["class"] == "OPERATOR" else "class"].lower().replace("_", " ")
             raise RecipeError(f"{where}: {text!r}: a {what} cannot stand in a rule, which judges one row at a time")
-        if node["class"] == "FUNCTION" and node["function_name"] not in _plain_functions():
-            raise RecipeError(
-                f"{where}: {text!r}: {node['function_name']}() is not a function of the row alone, or unknown"
-            )
+        if node["class"] == "FUNCTION" and (why := _not_plain(node)):
+            raise RecipeError(f"{where}: {text!r}: {node['function_name']}() {why}")
+
+
+def _not_plain(function: Mapping[str, Any]) -> str:
+    """Why a function may not stand in a rule; "" where it may."""
+    name = function["function_name"]
+    if function["schema"]:
+        return f"is called through {function['schema']}; write {name}(…) with all it takes in brackets"
+    if function["distinct"] or function["filter"] or function["order_bys"]["orders"]:
+        return "takes values of one row, which have no DISTINCT, ORDER BY or FILTER"
+    return "" if name in _plain_functions() else "is not a function of the row alone, or unknown"
 
 
 def _cuts(node: Mapping[str, Any]) -> Iterator[Cut]:
@@ -114,8 +131,6 @@ def _cuts(node: Mapping[str, Any]) -> Iterator[Cut]:
 
 
 def _cut(column: Mapping[str, Any], sign: str, value: Mapping[str, Any]) -> Iterator[Cut]:
-    while value["class"] == "CAST":
-        value = value["child"]
     if column["class"] != "COLUMN_REF" or value["class"] != "CONSTANT":
         return
     literal = value["literal"]
@@ -123,7 +138,8 @@ def _cut(column: Mapping[str, Any], sign: str, value: Mapping[str, Any]) -> Iter
         told = {"STRING": str, "INTEGER": int}.get(literal["kind"], float)(literal["text"])
     except ValueError:
         return
-    yield Cut(".".join(column["column_names"]), sign, told)
+    if not isinstance(told, float) or isfinite(told):  # JSON has no infinity, and a histogram no place for it
+        yield Cut(".".join(column["column_names"]), sign, told)
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -155,6 +171,13 @@ def _parser() -> duckdb.DuckDBPyConnection:
     return connect()
 
 
+def _parser_says(function: str, text: str) -> str:
+    cursor = _parser().cursor()  # any thread may ask
+    cursor.execute(f"SET max_expression_depth = {MAX_DEPTH}")
+    ((found,),) = cursor.execute(f"SELECT {function}(?)", [text]).fetchall()
+    return str(found)
+
+
 @cache
 def _plain_functions() -> frozenset[str]:
     rows = (
@@ -164,4 +187,4 @@ def _plain_functions() -> frozenset[str]:
         GROUP BY function_name HAVING bool_and(function_type = 'scalar' AND stability = 'CONSISTENT')""")
         .fetchall()
     )
-    return frozenset(name for (name,) in rows)
+    return frozenset(name for (name,) in rows if not name.startswith("__internal")) - _UNSTABLE

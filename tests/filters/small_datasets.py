@@ -46,11 +46,11 @@ def web(uids: Iterable[bytes]) -> list[tuple[bytes, str, int]]:
 
 def make_dataset(
     folder: Path | str, rows: Tables, scores: Mapping[str, Tables] | None = None,
-    captions: Mapping[str, Tables] | None = None,
+    captions: Mapping[str, Tables] | None = None, *, by_others: bool = False,
 ) -> Dataset:  # fmt: skip
     """A dataset of stored rows; its tars are empty files. Called again, it adds to what is there, or puts in its place.
 
-    Score and caption tables are written as they are given: in another order than the rows, or lacking some of them.
+    by_others: score tables are not written by us, so that they may be in any order, and lack rows or hold strangers.
     """
     dataset = Dataset(folder)
     for shard, table in rows.items():
@@ -63,8 +63,9 @@ def make_dataset(
     for kind, tables in (("score", scores or {}), ("captions", captions or {})):
         for name, of_shards in tables.items():
             place = "scores" if kind == "score" else "captions"
+            write = write_table if by_others else write_keyed_table
             for shard, table in of_shards.items():
-                file = write_keyed_table(dataset.storage, f"{place}/{name}/{shard}.parquet", table)
+                file = write(dataset.storage, f"{place}/{name}/{shard}.parquet", table)
                 _mark(dataset, f"{kind}_{name}", shard, table.num_rows, [file])
             _plan(dataset, f"{kind}_{name}", of_shards)
     return dataset
