@@ -21,7 +21,7 @@ from filters.joined import Group, Joined
 from filters.listed import lists_of
 from filters.near import greedy_unique
 from filters.rules import Rule, Top, Unique
-from filters.verdicts import Decided, Judge, values_of
+from filters.verdicts import Decided, Judge, nan_as_null, values_of
 from infra.dataset import Dataset
 from infra.errors import RecipeError
 from infra.jobs import Job, Outcome, Step
@@ -34,6 +34,10 @@ from infra.tables import read_table, write_table
 MEMORY = "1GB"
 NEAR_MEMORY_BYTES = 1 << 30
 CHUNK = 1 << 22  # values of a spilled array that are looked at together
+
+Places = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.int16]
+Fallen = tuple[Places, Places, Distances]  # places of rows that fall, of those that they fall for, bits between them
 
 
 class Decide(Step):
@@ -182,6 +186,7 @@ class _Seen:
         kind = "UBIGINT" if rule.distance is not None else "UHUGEINT"
         self._connection.execute(f"CREATE TABLE seen (place BIGINT, value {kind}, rank DOUBLE)")
         self._uids = (folder / "uids").open("wb")
+        self._spans = (folder / "spans").open("wb")
         self._num_places = 0
         self.num_rows = 0
 
@@ -189,12 +194,12 @@ class _Seen:
         """Take in the rows that are still in and have a value; of an image's captions, the first speaks for all."""
         rule = self._rule
         names = {name: f"c{at}" for at, name in enumerate(dict.fromkeys((*rule.columns, *rule.also_reads)))}
-        table = pa.table([group.columns[name] for name in names], names=list(names.values()))
+        table = pa.table([nan_as_null(group.columns[name]) for name in names], names=list(names.values()))
         table = table.append_column("place", pa.array(np.arange(group.num_rows) + self._num_places))
         table = table.append_column("image", pa.array(group.images)).filter(pa.array(is_in))
         value = names[rule.unique]
         key = f"CAST({value} AS UBIGINT)" if rule.distance is not None else f"md5_number(CAST({value} AS VARCHAR))"
-        rank = f"CAST({rule.order.sql(names)} AS DOUBLE)" if rule.order is not None else "NULL"
+        rank = f"TRY(CAST({rule.order.sql(names)} AS DOUBLE))" if rule.order is not None else "NULL"
         first = "QUALIFY row_number() OVER (PARTITION BY image ORDER BY place) = 1" if per_image else ""
         self._connection.register("rows", table)
         try:
@@ -206,16 +211,19 @@ class _Seen:
             raise RecipeError(f"unique {rule.unique}: with a distance it must hold 64-bit hashes: {what}") from None
         self._connection.unregister("rows")
         self._uids.write(group.uids.tobytes())
+        self._spans.write(_spans(group.images if per_image else np.arange(group.num_rows), is_in).tobytes())
         self._num_places += group.num_rows
         self.num_rows = self._connection.execute("SELECT count(*) FROM seen").fetchall()[0][0]
 
     def fallen(self, places: Sequence[tuple[int, str, int]]) -> Iterator[tuple[int, str, pa.Table]]:
         """(dataset, shard, its rows that fall), for shards with any."""
         self._uids.close()
+        self._spans.close()
         if not self.num_rows:
             return
         uids: Any = np.memmap(self._folder / "uids", np.uint8, "r").reshape(-1, UID_BYTES)
         rows, because, distances = self._equal() if self._rule.distance is None else self._near(self._rule.distance)
+        rows, because, distances = self._with_their_captions(rows, because, distances)
         ends = np.cumsum([number for _, _, number in places])
         for (number, shard, size), end in zip(places, ends, strict=True):
             own = slice(*np.searchsorted(rows, (end - size, end)))
@@ -233,7 +241,20 @@ class _Seen:
                     ),
                 )
 
-    def _equal(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int16]]:
+    def _with_their_captions(self, rows: Places, because: Places, distances: Distances) -> Fallen:
+        """An image falls with all its captions that are still in."""
+        spans: Any = np.memmap(self._folder / "spans", np.int32, "r")
+        number = spans[rows]
+        into = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+        rows, because, distances = (
+            np.repeat(rows, number) + into,
+            np.repeat(because, number),
+            np.repeat(distances, number),
+        )
+        still_in = spans[rows] > 0
+        return rows[still_in], because[still_in], distances[still_in]
+
+    def _equal(self) -> Fallen:
         found = self._connection.execute("""
             SELECT place, lead FROM seen JOIN (
                 SELECT value, arg_min(place, {'rank': coalesce(-rank, 'infinity'), 'place': place}) AS lead
@@ -242,7 +263,7 @@ class _Seen:
         rows, because = np.asarray(found["place"], np.int64), np.asarray(found["lead"], np.int64)
         return rows, because, np.zeros(len(rows), np.int16)
 
-    def _near(self, distance: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int16]]:
+    def _near(self, distance: int) -> Fallen:
         """Hashes in the stated order on disk, judged greedily."""
         with (self._folder / "hashes").open("wb") as hashes, (self._folder / "places").open("wb") as places:
             reader: Any = self._connection.sql(
@@ -309,6 +330,12 @@ class _Fallen:
         except FileNotFoundError:
             return np.zeros(0, np.int64)
         return np.asarray(table["row"].to_numpy(), np.int64)
+
+
+def _spans(images: npt.NDArray[np.int64], is_in: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Rows from each one to the last that it speaks for; 0 for a row that is out."""
+    spans = np.searchsorted(images, images, side="right") - np.arange(len(images))
+    return np.where(is_in, spans, 0).astype(np.int32)
 
 
 def _uid_array(uids: npt.NDArray[np.uint8]) -> pa.Array:

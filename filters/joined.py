@@ -173,11 +173,14 @@ class Joined:
         tables = [
             read_table(self.dataset.storage, f"captions/{name}/{shard}.parquet", KEYS.names) for name in self.captions
         ]
-        keys = pa.concat_tables([web, *(table.cast(KEYS) for table in tables)])
+        further = pa.concat_tables([table.cast(KEYS) for table in tables])
         # The web's caption of an image first, then the others in the order of the recipe.
-        places = pc.index_in(keys["uid"], value_set=uids.combine_chunks()).combine_chunks()
+        places = pa.concat_arrays([
+            pa.array(np.arange(len(uids)), pa.int32()),
+            pc.index_in(further["uid"], value_set=uids.combine_chunks()).combine_chunks(),
+        ])  # fmt: skip
         order = np.argsort(places.fill_null(len(uids)).to_numpy(), kind="stable")[: len(places) - places.null_count]
-        return keys.take(order), places.take(order)
+        return pa.concat_tables([web, further]).take(order), places.take(order)
 
     def _open(self, table: str, shard: str) -> pq.ParquetFile:
         return open_table(self.dataset.storage, f"scores/{table}/{shard}.parquet")
@@ -240,16 +243,29 @@ def score_tables(dataset: Dataset) -> dict[str, pa.Schema]:
 
 
 def _joined(keys: pa.Table, scores: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The scores of each key, null where it has none; by uid alone where the scores are of images."""
+    """The scores of each key, null where it has none; by uid alone where the scores are of images.
+
+    Where a shard has a key twice (folders of others may), its first row has the first of the scores, and so on.
+    """
     connection = duckdb.connect()
-    connection.register("keys", keys.append_column("place", pa.array(np.arange(keys.num_rows))))
-    connection.register("scores", scores)
-    chosen = ", ".join(f's."{name}"' for name in columns)
+    connection.register("keys", _numbered(keys))
+    kinds = [scores.schema.field(name) for name in columns]
+    # Names of our own: those of a table may hold anything.
+    own = [f"c{at}" for at in range(len(columns))]
+    connection.register("scores", _numbered(scores.select([*KEYS.names, *columns]).rename_columns([*KEYS.names, *own])))
+    turn = "row_number() OVER (PARTITION BY uid, source, n ORDER BY place) AS turn"
     found: pa.Table = connection.sql(f"""
-        SELECT {chosen} FROM keys k LEFT JOIN scores s
-            ON s.uid = k.uid AND (s.source IS NULL OR (s.source = k.source AND s.n = k.n))
-        QUALIFY row_number() OVER (PARTITION BY k.place) = 1 ORDER BY k.place""").to_arrow_table()
-    return found.cast(pa.schema([scores.schema.field(name) for name in columns]))
+        SELECT {", ".join(own)} FROM (SELECT *, {turn} FROM keys) k
+            LEFT JOIN (SELECT * EXCLUDE (place), {turn} FROM scores) s
+            ON s.uid = k.uid AND s.turn = k.turn AND (s.source IS NULL OR (s.source = k.source AND s.n = k.n))
+        ORDER BY k.place""").to_arrow_table()
+    return found.cast(
+        pa.schema([field.with_name(name) for name, field in zip(own, kinds, strict=True)])
+    ).rename_columns(list(columns))
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    return table.append_column("place", pa.array(np.arange(table.num_rows)))
 
 
 def _web_keys(uids: pa.ChunkedArray) -> pa.Table:
@@ -258,6 +274,8 @@ def _web_keys(uids: pa.ChunkedArray) -> pa.Table:
 
 
 def _concat(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    # Half floats are no type of SQL's.
+    parts = [part.cast(pa.float32()) if pa.types.is_float16(part.type) else part for part in parts]
     kinds = {part.type for part in parts}
     if len(kinds) > 1:  # a column that some shards lack is null there; numbers may be wider in one table than another
         schemas = [pa.schema([("value", part.type)]) for part in parts]

@@ -104,15 +104,17 @@ class Judge:
         names = {name: f"c{at}" for at, name in enumerate(self.reads)}
         if not group.num_rows or not names:
             return [np.zeros(group.num_rows, np.uint8) for _ in self.rules]
-        table = pa.table([_plain(group.columns[name]) for name in names], names=list(names.values()))
-        chosen = [f"CAST({self._sql(at, rule, names)} AS UTINYINT) AS v{at}" for at, rule in enumerate(self.rules)]
-        self._connection.register("rows", table)
+        table = pa.table([nan_as_null(group.columns[name]) for name in names], names=list(names.values()))
         shown = ", ".join(_readable(field) for field in table.schema)
+        chosen = [f"CAST({self._sql(at, rule, names)} AS UTINYINT) AS v{at}" for at, rule in enumerate(self.rules)]
+        # Rows come back in any order where a list is looked up: DuckDB promises none.
+        self._connection.register("rows", table.append_column("place", pa.array(np.arange(group.num_rows))))
         found: pa.Table = self._connection.sql(
-            f"SELECT {', '.join(chosen)} FROM (SELECT {shown} FROM rows)"
+            f"SELECT place, {', '.join(chosen)} FROM (SELECT place, {shown} FROM rows)"
         ).to_arrow_table()
         self._connection.unregister("rows")
-        return [column.to_numpy() for column in found.columns]
+        place, *judged = (column.to_numpy() for column in found.columns)
+        return [_by_place(verdicts, place) for verdicts in judged]
 
     def _sql(self, number: int, rule: Rule, names: Mapping[str, str]) -> str:
         columns = [names[column] for column in rule.columns]
@@ -169,6 +171,12 @@ def _only_best(rule: BestCaption, group: Group, verdicts: Codes, still_in: npt.N
     return verdicts
 
 
+def _by_place(verdicts: Codes, place: npt.NDArray[np.int64]) -> Codes:
+    ordered = np.empty_like(verdicts)
+    ordered[place] = verdicts
+    return ordered
+
+
 def _literal(value: float) -> str:
     """A number in SQL, infinite ones too."""
     return f"'{value!r}'::DOUBLE"
@@ -180,7 +188,7 @@ def _readable(field: pa.Field) -> str:
     return f"lower(hex({field.name})) AS {field.name}" if is_bytes else field.name
 
 
-def _plain(column: pa.ChunkedArray) -> Any:
+def nan_as_null(column: pa.ChunkedArray) -> Any:
     """Not-a-number is a missing value; DuckDB would take it for the largest."""
     if not pa.types.is_floating(column.type):
         return column

@@ -34,7 +34,7 @@ def image_scores(uids: Sequence[bytes], **columns: Any) -> pa.Table:
     return _keyed(uids, nothing, nothing, columns)
 
 
-def caption_scores(keys: Sequence[tuple[bytes, str, int]], **columns: Any) -> pa.Table:
+def caption_scores(keys: Sequence[tuple[bytes, str | None, int | None]], **columns: Any) -> pa.Table:
     """Scores of captions, named by (uid, source, n)."""
     return _keyed([key[0] for key in keys], [key[1] for key in keys], [key[2] for key in keys], columns)
 

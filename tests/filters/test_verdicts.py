@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from filters.joined import Group
+from filters.listed import lists_of
 from filters.rules import parse_rule
 from filters.verdicts import Decided, Judge
 from tests.filters.small_datasets import caption_scores, uid_of, web
@@ -102,3 +105,14 @@ def test_a_time_is_told_in_the_same_zone_wherever_it_is_judged(monkeypatch: pyte
 
 def test_bytes_are_hex_digits_to_conditions() -> None:
     assert where("sha = '00ff'", sha=pa.array([b"\x00\xff", b"\xff\x00"])) == [None, "fell"]
+
+
+def test_verdicts_are_in_the_order_of_the_rows_though_a_list_is_looked_up_in_parallel(tmp_path: Path) -> None:
+    (tmp_path / "kinds.txt").write_text("png\n")
+    rule = parse_rule({"in": str(tmp_path / "kinds.txt"), "by": "kind"}, "test")
+    rng = np.random.default_rng(0)
+    parts = [rng.choice(["png", "jpg"], 50_000) for _ in range(6)]
+    columns = {"kind": pa.chunked_array([pa.array(part) for part in parts])}
+    group = Group({"00000": 300_000}, columns, {}, lambda: pa.table({}))
+    kept = Judge([rule], lists=lists_of([rule])).judge(group).kept
+    assert (kept == (np.concatenate(parts) == "png")).all()

@@ -1,0 +1,250 @@
+"""Selections are what a slow reading of their rules says, row by row, however the tables are cut and ordered."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from filters.rules import SelectRecipe
+from filters.select import select
+from infra.dataset import Dataset
+from infra.executors import LocalExecutor
+from infra.selection import Selection
+from infra.tables import write_table
+from tests.filters import plain_reading as plain
+from tests.filters.small_datasets import caption_scores, image_scores, make_dataset, rows_table, uid_of, verdicts
+
+NAME = "law"
+CAPTION_COLUMNS = {"words": pa.int32(), "clip": pa.float32()}  # table → its one column, per caption
+IMAGE_COLUMNS = {"sharp": pa.float64(), "phash": pa.uint64()}
+ROW_COLUMNS = {"kind": pa.string(), "width": pa.int32(), "height": pa.int32()}
+
+# Few values, so that ties and repetitions are common; those with a fraction are exact in 32 bits.
+VALUES: Mapping[str, st.SearchStrategy[Any]] = {
+    "words": st.none() | st.integers(0, 4),
+    "clip": st.sampled_from([None, float("nan"), -0.25, 0.0, 0.25, 0.5, 1.0]),
+    "sharp": st.sampled_from([None, float("nan"), float("-inf"), float("inf"), -1.5, 0.0, 2.0, 1e300]),
+    "phash": st.none() | st.integers(0, 15) | st.sampled_from([2**64 - 1, 2**63]),
+    "kind": st.none() | st.sampled_from(["jpg", "png", ""]),
+    "width": st.none() | st.integers(1, 3),
+    "height": st.none() | st.integers(1, 3),
+}
+NUMBERS = ("words", "clip", "sharp", "width")
+Key = tuple[bytes, str | None, int | None]
+
+
+@dataclass
+class Pool:
+    """A drawn dataset: what each row, image and caption has, as Python values."""
+
+    shards: list[list[bytes]]
+    row_values: dict[tuple[bytes, int], dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, dict[tuple[Key, int], Any]] = field(default_factory=dict)  # column → (key, shard) → value
+    captions: dict[tuple[bytes, int], list[tuple[str, int]]] = field(default_factory=dict)
+    by_others: bool = False  # score tables in any order, with rows of strangers
+
+    def values(self, uid: bytes, shard: int, source: str, n: int) -> dict[str, Any]:
+        """A caption's values, missing ones and not-a-numbers as None."""
+        found = dict(self.row_values[uid, shard])
+        for column, cells in self.scores.items():
+            key: Key = (uid, None, None) if column in IMAGE_COLUMNS else (uid, source, n)
+            found[column] = cells.get((key, shard))
+        return {name: None if value != value else value for name, value in found.items()}
+
+
+@st.composite
+def pools(draw: st.DrawFn, prefix: str = "", with_captions: bool = False) -> Pool:
+    """One to three shards of up to five images; a uid may come again in another shard, some scores have no row."""
+    names = st.lists(st.integers(0, 9), max_size=5, unique=True)
+    shards = draw(st.lists(names, min_size=1, max_size=3).filter(lambda found: any(found)))
+    pool = Pool([[uid_of(f"{prefix}{number}") for number in shard] for shard in shards])
+    pool.by_others = not with_captions and draw(st.booleans())
+    for number, shard in enumerate(pool.shards):
+        for uid in shard:
+            pool.row_values[uid, number] = {name: draw(VALUES[name]) for name in ROW_COLUMNS}
+            if with_captions:
+                pool.captions[uid, number] = [("blip", n) for n in range(draw(st.integers(0, 2)))]
+    for column in (*CAPTION_COLUMNS, *IMAGE_COLUMNS):
+        is_whole = draw(st.booleans())
+        cells = pool.scores[column] = {}
+        for number, shard in enumerate(pool.shards):
+            for uid in shard:
+                texts = [("web", 0), *pool.captions.get((uid, number), ())]
+                keys: list[Key] = [(uid, None, None)] if column in IMAGE_COLUMNS else [(uid, *text) for text in texts]
+                cells.update({(key, number): draw(VALUES[column]) for key in keys if is_whole or draw(st.booleans())})
+    return pool
+
+
+def conditions() -> st.SearchStrategy[plain.Condition]:
+    """Comparisons, values in place of missing ones, and their combinations."""
+    column, number = st.sampled_from(NUMBERS), st.sampled_from([0, 1, 0.25, -1.5])
+    leaves = (
+        st.builds(plain.compare, column, st.sampled_from(["<", "<=", ">", ">=", "=", "<>"]), number)
+        | st.builds(plain.coalesced, column, number, number)
+        | st.builds(plain.is_missing, column)
+    )
+    return st.recursive(
+        leaves,
+        lambda one: st.builds(plain.negated, one) | st.builds(plain.joined, st.sampled_from(["and", "or"]), one, one),
+        max_leaves=4,
+    )
+
+
+@st.composite
+def rule_lists(draw: st.DrawFn, folder: Path, pool: Sequence[Pool]) -> list[plain.Rule]:
+    """One to four rules of any kind, each with a reason of its own."""
+    kinds = st.sampled_from(["where", "top", "top", "unique", "unique", "near", "best_caption", "listed", "near_list"])
+    return [_rule(draw, kind, f"reason_{at}", folder, pool)
+            for at, kind in enumerate(draw(st.lists(kinds, min_size=1, max_size=4)))]  # fmt: skip
+
+
+def _rule(draw: st.DrawFn, kind: str, reason: str, folder: Path, pool: Sequence[Pool]) -> plain.Rule:
+    if kind == "where":
+        return plain.where(draw(conditions()), reason)
+    if kind == "top":
+        fraction = draw(st.none() | st.sampled_from([0.1, 0.29, 1 / 3, 0.5, 0.9, 1.0]))
+        count = draw(st.integers(1, 6)) if fraction is None else None
+        return plain.top(draw(st.sampled_from(NUMBERS)), reason, fraction=fraction, count=count,
+                         of=draw(st.sampled_from(["all", "survivors"])))  # fmt: skip
+    if kind in ("unique", "near"):
+        keep, order = draw(st.sampled_from(ORDERS))
+        column = "phash" if kind == "near" else draw(st.sampled_from(["phash", "kind", "words", "width"]))
+        return plain.unique(column, reason, per_image=column not in CAPTION_COLUMNS, keep=keep, order=order,
+                            distance=draw(st.integers(0, 3)) if kind == "near" else None)  # fmt: skip
+    if kind == "best_caption":
+        at_least = draw(st.none() | st.sampled_from([0.0, 0.25]))
+        return plain.best_caption(draw(st.sampled_from(NUMBERS)), reason, at_least)
+    key = draw(st.sampled_from(["in", "not_in"]))
+    if kind == "near_list":
+        hashes = draw(st.lists(st.integers(0, 15), max_size=3))
+        path = folder / f"{reason}.parquet"
+        table = pa.table({"phash": pa.array(hashes, pa.uint64())})
+        write_table(Dataset(folder).storage, path.name, table)
+        return plain.listed(key, str(path), reason, by="phash", listed=hashes, distance=draw(st.integers(0, 2)))
+    path = folder / f"{reason}.txt"
+    if draw(st.booleans()):
+        words = draw(st.lists(st.sampled_from(["jpg", "png", "webp"]), max_size=2))
+        path.write_text("# kinds\n" + "\n".join(words))
+        return plain.listed(key, str(path), reason, by="kind", listed=words)
+    known = sorted({uid for one in pool for shard in one.shards for uid in shard})
+    uids = draw(st.lists(st.sampled_from([*known, uid_of("stranger")]), max_size=4))
+    path.write_text("\n".join(uid.hex() for uid in uids) + "\n")
+    return plain.listed(key, str(path), reason, by="uid", listed=uids)
+
+
+def _area(values: Mapping[str, Any]) -> Any:
+    return None if None in (values["width"], values["height"]) else values["width"] * values["height"]
+
+
+ORDERS = [
+    ("first", lambda values: None),
+    ("largest", _area),
+    ("clip", lambda values: values["clip"]),
+    ("-sharp", lambda values: None if values["sharp"] is None else -values["sharp"]),
+]
+
+
+def publish(folder: Path, pool: Pool) -> Dataset:
+    """The pool as a dataset on disk."""
+    rng = np.random.default_rng(0)
+    names = [f"{number:05d}" for number in range(len(pool.shards))]
+    rows = {}
+    scores: dict[str, dict[str, pa.Table]] = {column: {} for column in pool.scores}
+    captions = {}
+    for number, (name, uids) in enumerate(zip(names, pool.shards, strict=True)):
+        own = [pool.row_values[uid, number] for uid in uids]
+        rows[name] = rows_table(uids, **{column: pa.array([row[column] for row in own], kind)
+                                         for column, kind in ROW_COLUMNS.items()})  # fmt: skip
+        for column, cells in pool.scores.items():
+            found = [(key, value) for (key, shard), value in cells.items() if shard == number]
+            if pool.by_others:
+                name_of = (None, None) if column in IMAGE_COLUMNS else ("web", 0)
+                found = [((uid_of("stranger"), *name_of), None), *found]
+                found = [found[at] for at in rng.permutation(len(found))]
+            values = pa.array([value for _, value in found], (CAPTION_COLUMNS | IMAGE_COLUMNS)[column])
+            table = (image_scores([key[0] for key, _ in found], **{column: values}) if column in IMAGE_COLUMNS else
+                     caption_scores([key for key, _ in found], **{column: values}))  # fmt: skip
+            scores[column][name] = table
+        texts = [(uid, *text) for uid in uids for text in pool.captions.get((uid, number), ())]
+        captions[name] = caption_scores(texts, text=pa.array(["a text"] * len(texts), pa.string()))
+    return make_dataset(folder, rows, scores, {"blip": captions} if any(pool.captions.values()) else {},
+                        by_others=pool.by_others)  # fmt: skip
+
+
+def check(pools: Sequence[Pool], rules: Sequence[plain.Rule], folder: Path) -> None:
+    """Select, and compare every row and every count with the plain reading."""
+    datasets = [publish(folder / f"data_{number}", pool) for number, pool in enumerate(pools)]
+    rows: list[plain.Row] = []
+    for pool in pools:
+        rows += plain.candidates(pool.shards, pool.values, pool.captions, len(rows))
+    wanted, funnel = plain.fates(rows, rules)
+    names = ("blip",) if any(any(pool.captions.values()) for pool in pools) else ()
+    recipe = SelectRecipe(captions=names, rules=tuple(dict(rule.recipe) for rule in rules))
+    summaries = select(datasets, recipe, NAME, LocalExecutor())
+
+    told = [row for dataset in datasets for row in verdicts(dataset, NAME)]
+    assert told == [(row.uid, row.source, row.n, reason) for row, reason in zip(rows, wanted, strict=True)]
+    assert [Selection(dataset, NAME).summary for dataset in datasets] == summaries
+    for number, counts in enumerate(funnel):
+        found: dict[str, int] = {}
+        for summary in summaries:
+            rule = summary["rules"][number]
+            assert rule["rows_in"] == rule["rows_out"] + sum(rule["dropped"].values())
+            found = {word: found.get(word, 0) + rule["dropped"].get(word, 0) for word in {*found, *rule["dropped"]}}
+        assert found == counts
+    for summary in summaries:
+        assert summary["rows_in"] == summary["rows_out"] + sum(summary["dropped"].values())
+        assert summary["rules"][-1]["rows_out"] == summary["rows_out"]
+    assert sum(summary["rows_out"] for summary in summaries) == wanted.count(None)
+
+
+@st.composite
+def worlds(draw: st.DrawFn, folder: Path) -> tuple[list[Pool], list[plain.Rule]]:
+    """One or two datasets and rules over them."""
+    with_captions = draw(st.booleans())
+    found = [draw(pools(prefix, with_captions)) for prefix in draw(st.sampled_from([("",), ("", ""), ("", "b")]))]
+    if with_captions and not all(any(pool.captions.values()) for pool in found):
+        for pool in found:
+            pool.captions = {}
+            for column in CAPTION_COLUMNS:
+                pool.scores[column] = {key: value for key, value in pool.scores[column].items() if key[0][1] == "web"}
+    return found, draw(rule_lists(folder, found))
+
+
+def _one_world(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        found, rules = data.draw(worlds(Path(name)))
+        check(found, rules, Path(name))
+
+
+def test_an_image_that_falls_as_a_copy_falls_with_all_its_captions(tmp_path: Path) -> None:
+    one, two = uid_of("one"), uid_of("two")
+    rows = {"00000": rows_table([one, two])}
+    captions = {"blip": {"00000": caption_scores([(two, "blip", 0), (two, "blip", 1)], text=["a", "b"])}}
+    dataset = make_dataset(tmp_path, rows, {"phash": {"00000": image_scores([one, two], phash=[7, 7])}}, captions)
+    select([dataset], SelectRecipe(captions=("blip",), rules=({"unique": "phash"},)), NAME, LocalExecutor())
+    assert verdicts(dataset, NAME) == [
+        (one, "web", 0, None), *[(two, *text, "duplicate_phash") for text in (("web", 0), ("blip", 0), ("blip", 1))]
+    ]  # fmt: skip
+
+
+@settings(max_examples=4)
+@given(data=st.data())
+def test_a_selection_is_what_a_slow_reading_of_its_rules_says(data: st.DataObject) -> None:
+    _one_world(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=80)
+@given(data=st.data())
+def test_many_selections_are_what_a_slow_reading_of_their_rules_says(data: st.DataObject) -> None:
+    _one_world(data)
