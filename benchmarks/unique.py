@@ -2,9 +2,9 @@
 
     python -m benchmarks.unique [--rows 1e6,1e7] [--distance 4]
 
-A fifth of the hashes lie 0 to 6 bits from another one, a fiftieth share all but 20 of their bits (near-uniform pictures),
-the others are random. All with all: numpy in blocks on 20,000 of the hashes, multiplied by the square of the ratio; that
-is what a search without an index costs.
+A fifth of the hashes lie 0 to 6 bits from another one, a fiftieth share all but 20 of their bits (near-uniform
+pictures), the others are random. All with all: numpy in blocks on 20,000 of the hashes, multiplied by the square of the
+ratio; that is what a search without an index costs.
 """
 
 from __future__ import annotations

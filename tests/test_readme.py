@@ -61,6 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / table).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, place / table)
     (place / "warc.paths.gz").write_bytes(gzip.compress(b"crawl-data/one.warc.gz\n"))
+    (place / "takedowns.txt").write_text("https://example.org/a.jpg\n")
     (place / "archives").mkdir()
     (place / "archives/one.warc.gz").write_bytes(gzip.compress(b""))
     return place
