@@ -257,7 +257,8 @@ class _Seen:
     def _equal(self) -> Fallen:
         found = self._connection.execute("""
             SELECT place, lead FROM seen JOIN (
-                SELECT value, arg_min(place, {'rank': coalesce(-rank, 'infinity'), 'place': place}) AS lead
+                SELECT value, arg_min(place,
+                    {'without': rank IS NULL, 'rank': coalesce(-rank, 0), 'place': place}) AS lead
                 FROM seen GROUP BY value HAVING count(*) > 1
             ) USING (value) WHERE place <> lead ORDER BY place""").fetchnumpy()
         rows, because = np.asarray(found["place"], np.int64), np.asarray(found["lead"], np.int64)

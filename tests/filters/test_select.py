@@ -237,6 +237,16 @@ def test_an_image_that_falls_as_a_copy_falls_with_all_its_captions(tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_of_equals_one_without_a_rank_comes_after_the_lowest(tmp_path: Path) -> None:
+    uids = [uid_of(number) for number in range(3)]
+    scores = image_scores(uids, phash=[7, 7, 7], sharp=[None, float("-inf"), float("nan")])
+    dataset = make_dataset(tmp_path, {"00000": rows_table(uids)}, {"image": {"00000": scores}})
+    for rule in ({"unique": "phash", "keep": "sharp"}, {"unique": "phash", "keep": "sharp", "distance": 0}):
+        select([dataset], SelectRecipe(rules=(rule,)), f"near_{len(rule)}", LocalExecutor())
+        kept = [reason is None for *_, reason in verdicts(dataset, f"near_{len(rule)}")]
+        assert kept == [False, True, False]
+
+
 @settings(max_examples=4)
 @given(data=st.data())
 def test_a_selection_is_what_a_slow_reading_of_its_rules_says(data: st.DataObject) -> None:
