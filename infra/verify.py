@@ -1,7 +1,8 @@
 """Do tars, tables, index, ledger and sizes.json of a dataset agree? Findings are streamed, a line each.
 
-Works from the ledger, whatever the steps are called: every file that a done-mark names has its size and digest, and
-every shard's tar, index, table and counts fit. A foreign folder has no ledger; there, tar, table and index must fit.
+Works from the ledger: every file that a done-mark names has its size and digest, every shard's tar, index, table and
+counts fit, and tables made from shards hold just their rows. The shards of a foreign folder have no ledger; there, tar,
+table and index must fit.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 
 from infra.checked_files import CheckedFiles, first_line
 from infra.dataset import Dataset
 from infra.errors import DatasetError
+from infra.keyed_check import SELECTING, KeyedTables, check_summary, stored_digest
 from infra.ledger import Counts, DoneMark
-from infra.removed import OPEN, REMOVING, TOMBSTONES, RemovedRows
+from infra.removed import OPEN, REMOVING, TOMBSTONES, UID, RemovedRows
+from infra.selection import summary_file
 from infra.shard_check import SUCCESS, TABLE_COLUMNS, check_counts, check_removed, check_shard
 from infra.shards import INDEX_SCHEMA
 from infra.storage import Committed
 from infra.tables import connect, urls
 
 INDEXING = "index"  # the step of `python -m infra index`
+DERIVING = ("captions_", "score_", SELECTING)  # steps that make tables from shards, whoever wrote those
 INDEX_MEND = "make it again: python -m infra index"
 MAX_REPEATED = 100  # uids told one by one
 DATA = (".tar", ".parquet", ".npy", "_stats.json")
@@ -70,6 +75,8 @@ class _Looked:
     mark: DoneMark | None = None
     samples: Mapping[str, int] = field(default_factory=dict)
     uids_in: str | None = None  # a readable table of the stored uids
+    stored: Mapping[str, bytes] = field(default_factory=dict)  # shard → digest of its stored uids
+    uids: Mapping[str, bytes] = field(default_factory=dict)  # score table or selection's → digest of its uids
 
 
 class Verify:
@@ -97,6 +104,7 @@ class Verify:
         """Raises DatasetError where there is no dataset at all."""
         self._sizes = self._ours.storage.sizes()
         self._removed = RemovedRows.of(self._ours.storage)
+        self._keyed = KeyedTables(self._files, self._removed)
         self._plans = {}
         for step in self._ours.ledger.steps():
             try:
@@ -109,7 +117,7 @@ class Verify:
         tars = self.dataset.tars()
         if not tars and not steps:
             raise DatasetError(f"{self.dataset.storage.url}: no shards and no ledger; is the path right?")
-        is_own = bool(steps - {INDEXING})
+        is_own = any(step != INDEXING and not step.startswith(DERIVING) for step in steps)
         uids_in: list[str] = []
         named: set[str] = set()
         for looked in _in_order(self._look_at_mark, self._marks(), self._threads):
@@ -123,12 +131,14 @@ class Verify:
             what = "a removal is not finished: files may still hold what was to go"
             yield Finding("removal", what, "run the same python -m pipeline remove again")
         yield from self._sums()
+        yield from self._summaries()
         yield from self._wrong_sizes(is_own, bool(unfinished))
         yield from self._repeated(uids_in, is_own)
         if is_own:
             yield from self._leftovers(named)
 
-    def _noted(self, looked: _Looked, uids_in: list[str], named: set[str]) -> Sequence[Finding]:
+    def _noted(self, looked: _Looked, uids_in: list[str], named: set[str]) -> Iterator[Finding]:
+        yield from looked.findings
         self.verdict.samples.update(looked.samples)
         if looked.uids_in is not None:
             uids_in.append(looked.uids_in)
@@ -136,10 +146,13 @@ class Verify:
             self.verdict.steps[mark.step] = self.verdict.steps.get(mark.step, Counts()) + mark.counts
             self.verdict.num_files += len(mark.files)
             named.update(file.name for file in mark.files)
-        return looked.findings
+            for what, is_problem in self._keyed.compare(looked.stored, looked.uids):
+                mend = _done_anew(mark.step, mark.job) if is_problem else "run the command that made it again"
+                yield Finding(f"{mark.step} {mark.job}", what, mend, is_problem)
 
     def _marks(self) -> Iterator[tuple[str, bytes]]:
         names = [name for name in self._sizes if name.startswith("ledger/done/") and name.endswith(".json")]
+        names.sort(key=lambda name: name.split("/")[2].startswith(DERIVING))  # shards first: others are held to them
         for at in range(0, len(names), 256):
             yield from self._ours.storage.read_many(names[at : at + 256]).items()
 
@@ -147,7 +160,7 @@ class Verify:
         name, data = named
         _, _, step, base = name.split("/", 3)
         job = base.removesuffix(".json")
-        mend = f"remove {name} and run the command again: the job is done anew"
+        mend = _done_anew(step, job)
         try:
             mark = DoneMark.from_json(json.loads(data))
             counts = Counts() + mark.counts
@@ -162,15 +175,25 @@ class Verify:
             found.append(f"{counts.rows_in} rows in, but {counts.rows_out} out + {counts.num_dropped} dropped")
         files = {file.name: file for file in mark.files}
         tar = next((name for name in files if name.endswith(".tar") and "/" not in name), None)
-        uids_in = self._look_at_shard(tar.removesuffix(".tar"), mark, files, found) if tar is not None else None
-        for file in files.values():  # those that were not read with their shard
-            self._files.compare(file, self._sizes.get(file.name), found)
         # The mark's own count: a damaged tar is told once, not again for sizes.json.
         samples = {tar: counts.rows_out} if tar is not None else {}
-        return _Looked([Finding(f"{step} {job}", what, mend) for what in found], mark, samples, uids_in)
+        uids_in, stored = None, {}
+        if tar is not None:
+            shard = tar.removesuffix(".tar")
+            table = self._look_at_shard(shard, mark, files, found)
+            if table is not None and {"uid", "status"} <= set(table.column_names):
+                uids_in = self.dataset.table(shard)
+                stored = {shard: stored_digest(table)} if table["uid"].type == UID else {}
+        uids = self._keyed.look(mark, files, found)
+        for file in files.values():  # those that were not read for what they say
+            self._files.compare(file, self._sizes.get(file.name), found)
+        findings = [Finding(f"{step} {job}", what, mend) for what in found]
+        return _Looked(findings, mark, samples, uids_in, stored, uids)
 
-    def _look_at_shard(self, shard: str, mark: DoneMark, files: dict[str, Committed], found: list[str]) -> str | None:
-        """Note what does not fit. Takes what it reads out of `files`; returns the table's name if it can be read."""
+    def _look_at_shard(
+        self, shard: str, mark: DoneMark, files: dict[str, Committed], found: list[str]
+    ) -> pa.Table | None:
+        """Note what does not fit. Takes what it reads out of `files`; returns the shard's table if it can be read."""
         names = self.dataset.tar(shard), self.dataset.index(shard), self.dataset.table(shard)
         tar, index_file, table_file = (files.pop(name, None) for name in names)
         assert tar is not None
@@ -192,7 +215,7 @@ class Verify:
             found.append(
                 f"{mark.counts.rows_in} rows in; its input table has {num_asked}, {num_repeated} of them repeated"
             )
-        return names[2] if table is not None and {"uid", "status"} <= set(table.column_names) else None
+        return table
 
     def _look_at_foreign(self, shard: str) -> _Looked:
         found: list[str] = []
@@ -239,6 +262,22 @@ class Verify:
                 yield Finding(
                     later, what, "mend the jobs named above; if none is, report it: a step lost or invented rows"
                 )
+
+    def _summaries(self) -> Iterator[Finding]:
+        """What the summaries of selections say, against their marks."""
+        for step in [step for step in self._plans if step.startswith(SELECTING) and "." not in step]:
+            name = summary_file(step.removeprefix(SELECTING))
+            mend = "run the same command again: it is written anew"
+            try:
+                summary = json.loads(self._ours.storage.read(name))
+            except FileNotFoundError:
+                if not self._left(step):
+                    yield Finding(step, f"{name} is not written yet", mend, is_problem=self._complete)
+                continue
+            except ValueError:
+                summary = None
+            for what in check_summary(summary, self.verdict.steps.get(step, Counts())):
+                yield Finding(step, f"{name}: {what}", mend)
 
     def _wrong_sizes(self, is_own: bool, is_unfinished: bool) -> Iterator[Finding]:
         mend = "run the download again: it writes the file anew" if is_own else INDEX_MEND
@@ -310,6 +349,10 @@ class Verify:
             return {item["path"].removeprefix("./") for item in inputs}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return set()
+
+
+def _done_anew(step: str, job: str) -> str:
+    return f"remove ledger/done/{step}/{job}.json and run the command again: the job is done anew"
 
 
 def _in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:

@@ -18,10 +18,13 @@ from infra.__main__ import run_main
 from infra.dataset import Dataset
 from infra.errors import DatasetError
 from infra.ledger import Counts, DoneMark
+from infra.removed import SCHEMA as REMOVED_SCHEMA
+from infra.removed import TOMBSTONES
 from infra.sample import UID_BYTES, pair_uid
+from infra.selection import SCHEMA, selection_table, summary_file
 from infra.shards import ShardWriter, index_table, sample_json
 from infra.storage import Committed
-from infra.tables import read_table, write_table
+from infra.tables import KEYS, keys_digests, read_table, write_keyed_table, write_table
 from infra.verify import Finding, Verify
 
 ROWS = 8  # of a shard's input table; the first repeats an earlier row, except in shard 0; every fourth is not stored
@@ -385,6 +388,225 @@ def test_unfinished_and_quarantined_jobs_are_problems_only_where_all_must_be_don
     assert len(problems(dataset, complete=True)) == 1
 
 
+# Tables made from shards: scores and selections.
+
+
+class Scored(Maker):
+    """A dataset with what a scorer of images, one of captions (the web's and further ones) and a selection leave."""
+
+    def make(self) -> Dataset:
+        dataset = super().make()
+        tables = {name: {shard: self.keyed(name, shard) for shard in self.shards} for name in SCORES}
+        judged = {shard: self.judged(shard) for shard in self.shards}
+        for name, of_shards in tables.items():
+            for shard, table in of_shards.items():
+                self.publish(f"score_{name}", shard, f"scores/{name}/{shard}.parquet", table, Counts(6, 6))
+        fell = {"blurred": 6, "no_words": 3}
+        for shard, table in judged.items():
+            dropped = {word: number // 3 for word, number in fell.items()}
+            self.publish("select_good", shard, selection_table("good", shard), table, Counts(6, 3, dropped))
+        rules = [
+            {"rows_in": 18, "rows_out": 12, "dropped": {"blurred": 6}},
+            {"rows_in": 12, "rows_out": 9, "dropped": {"no_words": 3}},
+        ]
+        self.write_summary({"rows_in": 18, "rows_out": 9, "dropped": fell, "rules": rules})
+        return dataset
+
+    def keyed(self, name: str, shard: str) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        for at, uid in enumerate(stored_uids(self.dataset, shard)):
+            own = {"uid": uid, "source": None, "n": None} if name == "image" else {"uid": uid, "source": "web", "n": 0}
+            further = [{"uid": uid, "source": "blip", "n": n} for n in range(at % 3)] if name == "texts" else []
+            rows += [own, *further]
+        return pa.Table.from_pylist(
+            [{**row, "value": 0.5} for row in rows], pa.schema([*KEYS, ("value", pa.float32())])
+        )
+
+    def judged(self, shard: str) -> pa.Table:
+        reasons = ["blurred", None, "no_words", None, "blurred", None]
+        rows = [{"uid": uid, "source": "web", "n": 0, "keep": reason is None, "reason": reason}
+                for uid, reason in zip(stored_uids(self.dataset, shard), reasons, strict=True)]  # fmt: skip
+        return pa.Table.from_pylist(rows, SCHEMA)
+
+    def publish(self, step: str, shard: str, name: str, table: pa.Table, counts: Counts, digests: Any = None) -> None:
+        is_score = step.startswith("score_")
+        file = write_keyed_table(self.dataset.storage, name, table, keep_types=is_score, digests=digests)
+        self.dataset.ledger.write_plan(step, "f" * 32, self.shards)
+        self.dataset.ledger.mark_done(DoneMark(step, shard, "f" * 32, counts, (file,), {}))
+
+    def write_summary(self, summary: Any) -> None:
+        self.dataset.storage.commit_bytes(summary_file("good"), json.dumps(summary).encode())
+
+
+SCORES = ("image", "text", "texts")
+
+
+def stored_uids(dataset: Dataset, shard: str) -> list[bytes]:
+    rows = read_table(dataset.storage, dataset.table(shard)).to_pylist()
+    return [row["uid"] for row in rows if row["status"] == "success"]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored") / "data"
+    Scored(str(folder)).make()
+    return folder
+
+
+@pytest.fixture
+def maker(scored: Path, tmp_path: Path) -> Scored:
+    shutil.copytree(scored, tmp_path / "data")
+    return Scored(str(tmp_path / "data"))
+
+
+def told(dataset: Dataset, **options: Any) -> list[str]:
+    """Findings without the mend."""
+    return [str(finding).rpartition("; ")[0] for finding in look(dataset, **options)]
+
+
+def test_a_scored_dataset_is_silent(place: str) -> None:
+    dataset = Scored(place).make()
+    for options in ({}, {"quick": True}, {"complete": True}, {"threads": 3}):
+        assert look(dataset, **options) == []
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_table_of_another_shard_is_found(maker: Scored, name: str, quick: bool) -> None:
+    maker.publish(f"score_{name}", "00001", f"scores/{name}/00001.parquet", maker.keyed(name, "00002"), Counts(6, 6))
+    assert told(maker.dataset, quick=quick) == [
+        f"problem: score_{name} 00001: scores/{name}/00001.parquet does not hold the rows that shard 00001 stores, "
+        "in their order"
+    ]
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.slice(1),
+        lambda table: table.filter(pa.compute.not_equal(table["uid"], table["uid"][-1])),
+        lambda table: table.slice(0, 0),
+        lambda table: pa.concat_tables([table, table.slice(0, 1)]),
+        lambda table: table.take([3, 1, 2, 0, *range(4, table.num_rows)]),
+    ],
+    ids=["first", "last", "all", "one more", "order"],
+)
+def test_a_score_table_that_lacks_a_row_or_has_another_order_is_found(maker: Scored, name: str, change: Any) -> None:
+    table = change(maker.keyed(name, "00001"))
+    maker.publish(f"score_{name}", "00001", f"scores/{name}/00001.parquet", table, Counts(6, 6))
+    found = told(maker.dataset)
+    assert any(f"scores/{name}/00001.parquet does not hold the rows" in line for line in found), found
+
+
+def test_a_footer_that_tells_of_other_rows_is_found(maker: Scored) -> None:
+    table = maker.keyed("text", "00001")
+    digests = keys_digests(maker.keyed("text", "00002"))
+    maker.publish("score_text", "00001", "scores/text/00001.parquet", table, Counts(6, 6), digests)
+    assert told(maker.dataset) == [
+        "problem: score_text 00001: scores/text/00001.parquet: its footer tells of other rows than it holds"
+    ]
+
+
+def test_a_further_caption_away_from_its_image_is_found(maker: Scored) -> None:
+    table = maker.keyed("texts", "00001")
+    assert table["source"].to_pylist()[:4] == ["web", "web", "blip", "web"]
+    table = table.take([0, 2, 1, *range(3, table.num_rows)])
+    maker.publish("score_texts", "00001", "scores/texts/00001.parquet", table, Counts(6, 6))
+    assert told(maker.dataset) == [
+        "problem: score_texts 00001: scores/texts/00001.parquet: 1 further captions do not lie behind that of their "
+        "image"
+    ]
+
+
+def test_score_tables_of_others_may_be_in_any_order(maker: Scored) -> None:
+    name, table = "scores/text/00001.parquet", maker.keyed("text", "00001")
+    file = write_table(maker.dataset.storage, name, table.take([5, 0, 2]))
+    change_mark(maker.dataset, "score_text", "00001", lambda mark: replace(mark, files=(file,)))
+    assert look(maker.dataset) == []
+
+
+def test_scores_of_urls_are_no_fault_of_the_shards_that_were_stored_since(maker: Scored) -> None:
+    asked = read_table(maker.dataset.storage, "inputs/00001.parquet")["uid"].to_pylist()[1:]  # the first is repeated
+    rows = [{"uid": uid, "source": "web", "n": 0, "value": 0.5} for uid in asked]
+    table = pa.Table.from_pylist(rows, maker.keyed("text", "00001").schema)
+    maker.publish("score_text", "00001", "scores/text/00001.parquet", table, Counts(7, 7))
+    assert told(maker.dataset) == [
+        "warning: score_text 00001: scores/text/00001.parquet is of the url table 00001, from before shard 00001 was "
+        "stored"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.pop(), "does not hold the rows"),
+        (lambda rows: rows.reverse(), "does not hold the rows"),
+        (lambda rows: rows[0].update(uid=b"?" * 16), "does not hold the rows"),
+        (lambda rows: rows[0].update(reason="odd"), "dropped as blurred: 1 in its tables, 2 in the done-mark"),
+        (lambda rows: rows[1].update(keep=False, reason="odd"), "its tables keep 2 rows, the done-mark says 3"),
+        (lambda rows: rows[1].update(keep=False), "1 rows are kept and have a reason, or neither"),
+        (lambda rows: rows[0].update(keep=True), "1 rows are kept and have a reason, or neither"),
+    ],
+)
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_selections_table_that_does_not_fit_is_found(
+    maker: Scored, change: Callable[[Any], Any], words: str, quick: bool
+) -> None:
+    rows = maker.judged("00001").to_pylist()
+    change(rows)
+    table, counts = pa.Table.from_pylist(rows, SCHEMA), Counts(6, 3, {"blurred": 2, "no_words": 1})
+    maker.publish("select_good", "00001", selection_table("good", "00001"), table, counts)
+    assert any(words in line and "select_good 00001" in line for line in problems(maker.dataset, quick=quick))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows_in": 19}, "it says 19 rows_in, the done-marks 18"),
+        ({"rows_out": 8}, "it says 8 rows_out, the done-marks 9"),
+        ({"dropped": {"blurred": 5, "no_words": 4}}, "dropped as blurred: 5 in the summary, 6 in the done-marks"),
+        ({"dropped": {"blurred": 6}}, "dropped as no_words: 0 in the summary, 3 in the done-marks"),
+        ({"rules": []}, "dropped as blurred: 6 in the summary, 0 in its rules together"),
+        ({"rules": [{"rows_in": 18, "rows_out": 9, "dropped": {"blurred": 6, "no_words": 3}}] * 2}, "rule 2 takes 18"),
+        ({"dropped": None}, "it is no summary of a selection"),
+        (None, "it is no summary of a selection"),
+    ],
+)
+def test_a_summary_that_does_not_add_up_is_found(maker: Scored, change: dict[str, Any] | None, words: str) -> None:
+    summary = json.loads(maker.dataset.storage.read(summary_file("good")))
+    maker.write_summary(None if change is None else summary | change)
+    assert any(f"select_good: selections/good/summary.json: {words}" in line for line in problems(maker.dataset))
+
+
+def test_a_selection_without_its_summary_is_not_finished(maker: Scored) -> None:
+    maker.dataset.storage.remove(summary_file("good"))
+    assert problems(maker.dataset) == []
+    assert told(maker.dataset) == ["warning: select_good: selections/good/summary.json is not written yet"]
+    assert len(problems(maker.dataset, complete=True)) == 1
+
+
+def test_a_removed_row_keeps_its_place_in_a_selection_and_in_no_score_table(maker: Scored) -> None:
+    dataset = maker.dataset
+    judged, scores = maker.judged("00001").to_pylist(), {name: maker.keyed(name, "00001") for name in SCORES}
+    gone = judged[1]["uid"]
+    tombstone = {"uid": [gone], "why": ["uid"], "url": [None]}
+    write_table(dataset.storage, TOMBSTONES, pa.table(tombstone, REMOVED_SCHEMA))
+    change_table(dataset, "00001.parquet", lambda rows: rows[1].update(status="failed_to_download", reason="removed"))
+    assert {line.split()[1] for line in told(dataset) if "does not hold" in line} == {f"score_{n}" for n in SCORES}
+    for name, table in scores.items():
+        left = table.filter(pa.compute.not_equal(table["uid"], gone))
+        maker.publish(f"score_{name}", "00001", f"scores/{name}/00001.parquet", left, Counts(6, 6))
+    assert not [line for line in told(dataset) if "score_" in line or "select_" in line]
+    judged[1].update(keep=False, reason="removed")
+    counts = Counts(6, 2, {"blurred": 2, "no_words": 1, "removed": 1})
+    table = pa.Table.from_pylist(judged, SCHEMA)
+    maker.publish("select_good", "00001", selection_table("good", "00001"), table, counts)
+    summary = json.loads(dataset.storage.read(summary_file("good")))
+    maker.write_summary(summary | {"rows_out": 8, "dropped": {**summary["dropped"], "removed": 1}})
+    assert not [line for line in told(dataset) if "score_" in line or "select_" in line]
+
+
 # Foreign folders: what img2dataset leaves, without ledger, uid or index.
 
 
@@ -418,6 +640,21 @@ def test_a_foreign_folder_fits_or_is_told(tmp_path: Path, capfd: pytest.CaptureF
     assert look(dataset) == []
     flip(file_of(dataset, "00001.tar"), 5)
     assert any("shard 00001" in line and "broken tar" in line for line in problems(dataset))
+
+
+def test_a_foreign_folder_that_was_scored_fits_as_before(tmp_path: Path) -> None:
+    dataset = make_foreign(tmp_path / "foreign")
+    assert index_foreign(dataset) == 0
+    uids = list(dict.fromkeys(read_table(dataset.storage, "index/00000.parquet")["uid"].to_pylist()))
+    rows = [{"uid": uid, "source": None, "n": None, "value": 0.5} for uid in uids]
+    table = pa.Table.from_pylist(rows, pa.schema([*KEYS, ("value", pa.float32())]))
+    file = write_keyed_table(dataset.storage, "scores/image/00000.parquet", table)
+    dataset.ledger.write_plan("score_image", "", ["00000"])
+    dataset.ledger.mark_done(DoneMark("score_image", "00000", "", Counts(4, 4), (file,), {}))
+    assert look(dataset) == []
+    flip(file_of(dataset, "00001.tar"), 5)
+    flip(file_of(dataset, "scores/image/00000.parquet"), 40)
+    assert [line.split(": ")[1] for line in problems(dataset)] == ["score_image 00000", "shard 00001", "sizes.json"]
 
 
 def test_a_foreign_tar_that_lacks_a_sample_of_its_table_is_found(tmp_path: Path) -> None:
