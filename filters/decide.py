@@ -12,18 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from filters.expression import connect
 from filters.joined import Group, Joined
 from filters.listed import lists_of
 from filters.near import greedy_unique
 from filters.rules import Rule, Top, Unique
-from filters.verdicts import Decided, Judge, nan_as_null, values_of
+from filters.values import as_hashes, nan_as_null, values_of
+from filters.verdicts import Decided, Judge
 from infra.dataset import Dataset
-from infra.errors import RecipeError
 from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from infra.recipe import fingerprint
@@ -180,9 +180,7 @@ class _Seen:
     def __init__(self, folder: Path, rule: Unique) -> None:
         self._folder = folder
         self._rule = rule
-        self._connection = duckdb.connect()
-        self._connection.execute("SET memory_limit = ?", [MEMORY])
-        self._connection.execute("SET temp_directory = ?", [str(folder)])
+        self._connection = connect(memory_limit=MEMORY, temp_directory=str(folder))
         kind = "UBIGINT" if rule.distance is not None else "UHUGEINT"
         self._connection.execute(f"CREATE TABLE seen (place BIGINT, value {kind}, rank DOUBLE)")
         self._uids = (folder / "uids").open("wb")
@@ -194,21 +192,20 @@ class _Seen:
         """Take in the rows that are still in and have a value; of an image's captions, the first speaks for all."""
         rule = self._rule
         names = {name: f"c{at}" for at, name in enumerate(dict.fromkeys((*rule.columns, *rule.also_reads)))}
-        table = pa.table([nan_as_null(group.columns[name]) for name in names], names=list(names.values()))
+        columns = {own: nan_as_null(group.columns[name]) for name, own in names.items()}
+        value = names[rule.unique]
+        if rule.distance is not None:
+            columns[value] = as_hashes(columns[value])
+        table = pa.table(columns)
         table = table.append_column("place", pa.array(np.arange(group.num_rows) + self._num_places))
         table = table.append_column("image", pa.array(group.images)).filter(pa.array(is_in))
-        value = names[rule.unique]
-        key = f"CAST({value} AS UBIGINT)" if rule.distance is not None else f"md5_number(CAST({value} AS VARCHAR))"
-        rank = f"TRY(CAST({rule.order.sql(names)} AS DOUBLE))" if rule.order is not None else "NULL"
+        key = value if rule.distance is not None else f"md5_number(CAST({value} AS VARCHAR))"
+        rank = f"nullif(TRY(CAST({rule.order.sql(names)} AS DOUBLE)), 'nan')" if rule.order is not None else "NULL"
         first = "QUALIFY row_number() OVER (PARTITION BY image ORDER BY place) = 1" if per_image else ""
         self._connection.register("rows", table)
-        try:
-            self._connection.execute(
-                f"INSERT INTO seen SELECT place, {key}, {rank} FROM rows WHERE {value} IS NOT NULL {first}"
-            )
-        except duckdb.ConversionException as error:
-            what = str(error).partition("\n")[0]
-            raise RecipeError(f"unique {rule.unique}: with a distance it must hold 64-bit hashes: {what}") from None
+        self._connection.execute(
+            f"INSERT INTO seen SELECT place, {key}, {rank} FROM rows WHERE {value} IS NOT NULL {first}"
+        )
         self._connection.unregister("rows")
         self._uids.write(group.uids.tobytes())
         self._spans.write(_spans(group.images if per_image else np.arange(group.num_rows), is_in).tobytes())

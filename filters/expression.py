@@ -154,12 +154,12 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
             yield from _nodes(child)
 
 
-def connect() -> duckdb.DuckDBPyConnection:
+def connect(**settings: str) -> duckdb.DuckDBPyConnection:
     """A DuckDB in which expressions say the same on every machine. What arithmetic cannot tell is NULL, not a NaN.
 
-    A NaN would be above every number, so that 0 / 0 > 3 would keep a row.
+    A NaN would be above every number, so that 0 / 0 > 3 would keep a row. settings: more of DuckDB's own.
     """
-    connection = duckdb.connect(config={"enable_external_access": "false"})
+    connection = duckdb.connect(config={"enable_external_access": "false", **settings})
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET ieee_floating_point_ops = false")  # an error, which TRY turns into NULL
     connection.execute("SET error_on_division_by_zero = false")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from string import hexdigits
 from typing import Any
 
 import fsspec
@@ -16,12 +17,15 @@ from filters.joined import Joined
 from filters.near import NearIndex
 from filters.rows import as_uids
 from filters.rules import NotIn
-from filters.subset import read_subset
+from filters.subset import check_subset, read_subset
+from filters.values import as_hashes
 from infra.dataset import Dataset
-from infra.errors import RecipeError
+from infra.errors import DatasetError, RecipeError
+from infra.sample import UID_BYTES
 from infra.storage import Storage
 
 Uids = npt.NDArray[np.uint64]
+Hashes = npt.NDArray[np.uint64]
 
 
 class Listed:
@@ -35,6 +39,19 @@ class Listed:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Listed, (self.rule,))  # a worker reads it itself: it may be large
+
+    def check(self) -> None:
+        """Raise RecipeError for what a worker could not use; a dataset's columns are looked up with the digest."""
+        if self.path.endswith(".npy"):
+            if self.rule.by != "uid":
+                raise RecipeError(f"{self.rule.key} {self.path}: a .npy file lists uids; leave by: {self.rule.by} out")
+            check_subset(self.path)
+        elif not self._is_dataset:
+            column = self._column(self.rule.by)
+            if self.rule.by == "uid":
+                self._as_uids(column)
+            elif self.rule.distance is not None:
+                self._as_hashes(column)
 
     @cached_property
     def values(self) -> pa.Table | None:
@@ -55,15 +72,28 @@ class Listed:
     def _uids(self) -> Uids:
         if self.path.endswith(".npy"):
             return read_subset(self.path)
-        column = as_uids(self._column("uid"))
+        column = self._as_uids(self._column("uid"))
         held = np.frombuffer(column.combine_chunks().buffers()[1], ">u8").reshape(-1, 2)[: len(column)]
         return held[np.lexsort((held[:, 1], held[:, 0]))]
 
     @cached_property
     def _near(self) -> NearIndex:
         assert self.rule.distance is not None
-        column = self._column(self.rule.by).drop_null()
-        return NearIndex(column.cast(pa.uint64()).to_numpy(), self.rule.distance)
+        return NearIndex(self._as_hashes(self._column(self.rule.by)), self.rule.distance)
+
+    def _as_uids(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        try:
+            return as_uids(column)
+        except DatasetError:
+            told = (value for value in column.drop_null().to_pylist() if not _is_uid(value))
+            what = f"{next(told, None)!r} is no uid; a uid is 16 bytes or 32 hex digits"
+            raise RecipeError(f"{self.rule.key} {self.path}: {what}") from None
+
+    def _as_hashes(self, column: pa.ChunkedArray) -> Hashes:
+        try:
+            return np.asarray(as_hashes(column).drop_null().to_numpy(), np.uint64)
+        except pa.ArrowException as error:
+            raise RecipeError(f"{self.rule.key} {self.path}: {self.rule.by} is no column of hashes: {error}") from None
 
     def _column(self, name: str) -> pa.ChunkedArray:
         if self._is_dataset:
@@ -71,10 +101,14 @@ class Listed:
         try:
             if self.path.endswith(".parquet"):
                 with fsspec.open(self.path, "rb") as file:
-                    return pq.read_table(file, columns=[name])[name]
+                    table = pq.ParquetFile(file)
+                    if name not in table.schema_arrow.names:
+                        known = ", ".join(table.schema_arrow.names)
+                        raise ValueError(f"no column {name}; there are {known}")
+                    return table.read([name])[name]
             with fsspec.open(self.path, "rt", encoding="utf-8") as file:
                 lines = [line.strip() for line in file]
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise RecipeError(f"{self.rule.key} {self.path}: {error}") from None
         return pa.chunked_array([pa.array([line for line in lines if line and not line.startswith("#")], pa.string())])
 
@@ -92,9 +126,9 @@ class Listed:
         if self._is_dataset:
             joined = Joined(Dataset(self.path), [self.rule.by] if self.rule.by != "uid" else [])
             return joined.inputs(joined.rows.shards)
-        folder, _, name = self.path.rpartition("/")
+        storage, name = Storage.of_file(self.path)
         try:
-            return Storage(folder or ".").digest(name)
+            return storage.digest(name)
         except OSError as error:
             raise RecipeError(f"{self.rule.key} {self.path}: {error.strerror or error}; a list ends in .npy, .txt or "
                               ".parquet, anything else is a dataset") from None  # fmt: skip
@@ -103,6 +137,12 @@ class Listed:
 def lists_of(rules: Sequence[Any]) -> dict[int, Listed]:
     """The lists that rules name, by the number of the rule."""
     return {number: Listed(rule) for number, rule in enumerate(rules) if isinstance(rule, NotIn)}
+
+
+def _is_uid(value: Any) -> bool:
+    if isinstance(value, bytes):
+        return len(value) == UID_BYTES
+    return isinstance(value, str) and len(value) == 2 * UID_BYTES and set(value.lower()) <= set(hexdigits)
 
 
 def _are_in(uids: Uids, listed: Uids) -> npt.NDArray[np.bool_]:

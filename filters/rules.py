@@ -11,9 +11,11 @@ its first key names it:
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +27,7 @@ from infra.errors import RecipeError
 from infra.recipe import Config, apply_settings, load_yaml
 
 WORD = re.compile(r"[a-z][a-z0-9_]*")
+RESERVED = ("kept", "removed")  # fates that no rule gives
 MAX_DISTANCE = 16  # bits; at more than that, most pictures are near most others
 
 
@@ -45,6 +48,8 @@ class Rule(Config):
     def _is_word(cls, reason: str | None) -> str | None:
         if reason is not None and not WORD.fullmatch(reason):
             raise ValueError(f"write a word of small letters, digits and _, not {reason!r}")
+        if reason in RESERVED:
+            raise ValueError(f"{reason} is a fate that no rule gives; write another word")
         return reason
 
     @property
@@ -78,7 +83,7 @@ class Rule(Config):
         values = self.model_dump(mode="json", by_alias=True, exclude={"reason"}, exclude_defaults=True)
         subject = values.pop(self.key)
         more = ", ".join(f"{name}: {value}" for name, value in values.items())
-        head = str(subject) if self.key == "where" else f"{self.key} {subject}"
+        head = " ".join(str(subject).split()) if self.key == "where" else f"{self.key} {subject}"
         return f"{head} ({more})" if more else head
 
     @property
@@ -96,7 +101,7 @@ class Where(Rule):
     @field_validator("where")
     @classmethod
     def _is_condition(cls, text: str) -> str:
-        if not Expression(text, "where").columns:
+        if not _parsed(text).columns:
             raise ValueError("the condition reads no column, so it would keep all rows or none")
         return text
 
@@ -107,7 +112,7 @@ class Where(Rule):
     @property
     def expression(self) -> Expression:
         """The condition, parsed."""
-        return Expression(self.where, "where")
+        return _parsed(self.where)
 
     @property
     def default_reason(self) -> str:
@@ -128,7 +133,7 @@ class Top(Rule):
 
     key = "top"
     sees_all = True
-    top: str = Field(description="The column; for the lowest values, score the negative.")
+    top: str = Field(min_length=1, description="The column; for the lowest values, score the negative.")
     fraction: float | None = Field(None, gt=0, le=1, description="Share of the rows, in (0, 1].")
     count: int | None = Field(None, ge=1, description="Number of rows, in place of a fraction.")
     of: Literal["all", "survivors"] = Field("survivors", description="Share of all rows, or of those still in.")
@@ -157,10 +162,16 @@ class Unique(Rule):
 
     key = "unique"
     sees_all = True
-    unique: str = Field(description="The column: 64-bit hashes with a distance, any type without.")
+    unique: str = Field(min_length=1, description="The column: 64-bit hashes with a distance, any type without.")
     distance: int | None = Field(None, ge=0, le=MAX_DISTANCE, description="Bits that may differ; unset: equal values.")
     keep: str = Field("first", description="largest (picture first), first (in the dataset's order), or an SQL "
                       "expression whose highest value comes first, such as clip_score.")  # fmt: skip
+
+    @field_validator("keep")
+    @classmethod
+    def _is_order(cls, text: str) -> str:
+        _parsed(text)
+        return text
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -171,7 +182,7 @@ class Unique(Rule):
         """What comes first, highest first; None: the dataset's order. It settles ties, too."""
         if self.keep == "first":
             return None
-        return Expression("width * height" if self.keep == "largest" else self.keep, "keep")
+        return _parsed("width * height" if self.keep == "largest" else self.keep)
 
     @property
     def also_reads(self) -> tuple[str, ...]:
@@ -186,8 +197,15 @@ class BestCaption(Rule):
     """Of an image's captions that are still in, keep the one with the highest score; the first of equals."""
 
     key = "best_caption"
-    best_caption: str = Field(description="The column, of a table of caption scores.")
+    best_caption: str = Field(min_length=1, description="The column, of a table of caption scores.")
     at_least: float | None = Field(None, description="A caption below it falls, even as the only one.")
+
+    @field_validator("at_least")
+    @classmethod
+    def _is_number(cls, at_least: float | None) -> float | None:
+        if at_least is not None and isnan(at_least):
+            raise ValueError("write a number; no caption is above or below not-a-number")
+        return at_least
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -212,13 +230,21 @@ class NotIn(Rule):
     by: str = Field("uid", description="The column that is compared.")
     distance: int | None = Field(None, ge=0, le=MAX_DISTANCE, description="Bits that may differ; unset: equal values.")
 
+    @model_validator(mode="after")
+    def _has_hashes(self) -> NotIn:
+        if self.distance is not None and self.by == "uid":
+            raise ValueError("a distance is between hashes; say by which column, such as by: phash")
+        return self
+
     @property
     def columns(self) -> tuple[str, ...]:
         return () if self.by == "uid" else (self.by,)
 
     @property
     def default_reason(self) -> str:
-        return "listed" if self.distance is None else f"near_{Path(self.listed).name.partition('.')[0].lower()}"
+        if self.distance is None:
+            return "listed"
+        return f"near_{_plain(Path(self.listed).name.partition('.')[0])}"
 
 
 class In(NotIn):
@@ -245,6 +271,13 @@ class SelectRecipe(Config):
         """A path in a recipe's place is that of a file of rules."""
         return load_yaml(values) if isinstance(values, str) else values
 
+    @field_validator("captions")
+    @classmethod
+    def _are_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a caption table is named twice")
+        return names
+
     def parsed(self, where: str = "rules") -> tuple[Rule, ...]:
         """The rules. Raises RecipeError for an unknown rule or option, and for a reason that two of them give."""
         rules = tuple(parse_rule(values, f"{where}, rule {at}") for at, values in enumerate(self.rules, 1))
@@ -255,10 +288,12 @@ class SelectRecipe(Config):
 
 
 def load_rules(path: str, settings: Sequence[str] = ()) -> SelectRecipe:
-    """Read a recipe of rules; a whole pipeline's recipe gives its `select:` part. Raises RecipeError."""
+    """Read a recipe of rules. Raises RecipeError."""
     values = load_yaml(path)
     if "select" in values and "rules" not in values:
-        values = {name: value for name, value in values["select"].items() if name in SelectRecipe.model_fields}
+        raise RecipeError(
+            f"{path}: a pipeline's recipe; run it by python -m pipeline run, or give one selection's rules in a file"
+        )
     recipe = SelectRecipe.parse(apply_settings(values, tuple(settings)), path)
     recipe.parsed(path)
     return recipe
@@ -268,9 +303,22 @@ def parse_rule(values: Mapping[str, Any], where: str) -> Rule:
     """One rule from its mapping. Raises RecipeError."""
     if not isinstance(values, Mapping) or not values:
         raise RecipeError(f"{where}: write it as `- where: words > 2`; known: {', '.join(RULES)}")
-    key = next((name for name in values if name in RULES), next(iter(values)))
-    kind: type[Rule] = RULES[str(key)]
+    key = next((name for name in values if name in RULES), None)
+    if key is None:  # nothing from outside: a recipe is data, and names no code
+        first = str(next(iter(values)))
+        close = difflib.get_close_matches(first, RULES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RecipeError(f"{where}: no rule named {first}; {hint}known: {', '.join(RULES)}")
+    kind: type[Rule] = RULES[key]
     return kind.parse(dict(values), where)
+
+
+def _parsed(text: str) -> Expression:
+    """An expression. Raises ValueError, to which a recipe adds where it stands."""
+    try:
+        return Expression(text, "")
+    except RecipeError as error:
+        raise ValueError(str(error).removeprefix(": ")) from None
 
 
 def _plain(column: str) -> str:

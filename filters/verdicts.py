@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from filters.expression import connect
 from filters.joined import Group
 from filters.listed import Listed
 from filters.rules import BestCaption, NotIn, Rule, Top, Unique, Where
+from filters.values import as_hashes, nan_as_null, values_of
 
 PASSED, FELL = 0, 1  # a verdict above names the missing column: 2 + its place among the rule's columns
 
@@ -147,14 +146,8 @@ class Judge:
         if rule.by == "uid":
             found = listed.holds_uids(group.uids)
         else:
-            hashes = group.columns[rule.by].fill_null(0).cast(pa.uint64()).to_numpy()
-            found = listed.is_near(hashes)
+            found = listed.is_near(as_hashes(group.columns[rule.by].fill_null(0)).to_numpy())
         return np.where(found == rule.wants, PASSED, FELL).astype(np.uint8)
-
-
-def values_of(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    """A numeric column as float64, NaN where it is missing. Raises ArrowInvalid for text."""
-    return np.asarray(column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy(), np.float64)
 
 
 def _only_best(rule: BestCaption, group: Group, verdicts: Codes, still_in: npt.NDArray[np.bool_]) -> Codes:
@@ -186,10 +179,3 @@ def _readable(field: pa.Field) -> str:
     """A column as rules see it: bytes, such as a sha256, are hex digits."""
     is_bytes = pa.types.is_binary(field.type) or pa.types.is_fixed_size_binary(field.type)
     return f"lower(hex({field.name})) AS {field.name}" if is_bytes else field.name
-
-
-def nan_as_null(column: pa.ChunkedArray) -> Any:
-    """Not-a-number is a missing value; DuckDB would take it for the largest."""
-    if not pa.types.is_floating(column.type):
-        return column
-    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import RecipeError
 
+_PLAIN = {"tuple_type": "give a list", "dict_type": "give a mapping of keys"}  # in place of Python's words
+
 
 def tuning(default: Any, description: str, **limits: Any) -> Any:
     """A field that changes how fast a step runs, never what it writes: it stays out of the fingerprint."""
@@ -75,7 +77,10 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `values` with each `a.b=c` applied; c is read as YAML. Raises RecipeError on a path through a leaf."""
+    """A copy of `values` with each `a.b=c` applied; c is read as YAML, and a number is a place in a list, from 0.
+
+    Raises RecipeError on a path through a leaf.
+    """
     result = json.loads(json.dumps(values))
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -84,14 +89,29 @@ def apply_settings(values: dict[str, Any], settings: tuple[str, ...]) -> dict[st
         *parents, leaf = path.split(".")
         place = result
         for name in parents:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                raise RecipeError(f"--set {setting}: {name} is a value, not a group")
+            place = _child(place, name, setting)
         try:
-            place[leaf] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise RecipeError(f"--set {setting}: its value is not YAML; put it in quotes") from None
+        if isinstance(place, list):
+            place[_number(place, leaf, setting)] = value
+        else:
+            place[leaf] = value
     return result
+
+
+def _child(place: Any, name: str, setting: str) -> Any:
+    child = place[_number(place, name, setting)] if isinstance(place, list) else place.setdefault(name, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {setting}: {name} is a value, not a group")
+    return child
+
+
+def _number(place: list[Any], name: str, setting: str) -> int:
+    if not (name.isdecimal() and int(name) < len(place)):
+        raise RecipeError(f"--set {setting}: {name} is no place in a list of {len(place)}, which are counted from 0")
+    return int(name)
 
 
 def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:
@@ -103,7 +123,7 @@ def _explain(cls: type[BaseModel], error: ValidationError, where: str) -> str:
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(_all_names(cls))}"
             lines.append(f"{where}: unknown key {name}{hint}")
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = _PLAIN.get(item["type"], item["msg"].removeprefix("Value error, "))
             lines.append(f"{where}: {name}={item.get('input')!r}: {message}" if name else f"{where}: {message}")
     return "\n".join(lines)
 

@@ -56,6 +56,12 @@ class Storage:
         # A worker may stand in another folder than the command.
         self.url = os.path.abspath(text.removeprefix("file://")) if _is_local(text) else text.rstrip("/")
 
+    @classmethod
+    def of_file(cls, path: str) -> tuple[Storage, str]:
+        """The folder that a file lies in, and its name there."""
+        folder, slash, name = path.rpartition("/")
+        return cls(folder or ("/" if slash else ".")), name
+
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return (Storage, (self.url,))
 
