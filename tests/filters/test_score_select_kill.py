@@ -280,6 +280,32 @@ def test_a_run_stopped_anywhere_and_run_again_ends_with_the_same_bytes(small: Pa
     assert moment > 40
 
 
+def test_two_datasets_selected_as_one_and_stopped_anywhere_end_with_the_same_bytes(small: Path, tmp_path: Path) -> None:
+    for name, source in (("a", "dataset"), ("b", "two shards")):
+        shutil.copytree(small / source, tmp_path / "scored" / name)
+        score(Dataset(tmp_path / "scored" / name), SMALL_SCORERS, LocalExecutor())
+
+    def select_both(folder: Path) -> None:
+        select([Dataset(folder / "a"), Dataset(folder / "b")], SMALL, "good", LocalExecutor())
+
+    undisturbed, folder, moment = tmp_path / "undisturbed", tmp_path / "folder", 0
+    shutil.copytree(tmp_path / "scored", undisturbed)
+    select_both(undisturbed)
+    while True:
+        shutil.copytree(tmp_path / "scored", folder)
+        if not stops_at(moment, lambda: select_both(folder)):
+            break
+        for name in ("a", "b"):
+            assert_none_or_whole(Dataset(folder / name))
+        select_both(folder)
+        for name in ("a", "b"):
+            with_name_of(undisturbed, folder / name, str(folder))
+            assert_same(undisturbed / name, folder / name)
+        shutil.rmtree(folder)
+        moment += 1
+    assert moment > 25
+
+
 def assert_none_or_whole(dataset: Dataset) -> None:
     """A reader at this moment is refused, or finds what the summary tells of."""
     if not selections(dataset):
