@@ -167,10 +167,12 @@ def select(
             places, recipe, name, executor, npy=npy, options=options_of(values), progress=Progress()
         )
     if values["as_json"]:
-        print_json(selecting.facts(summaries) | {"npy": str(Path(npy).resolve()) if npy else None})
+        written = str(Path(npy).resolve()) if npy and values["limit"] is None else None
+        print_json(selecting.facts(summaries) | {"npy": written})
         return
     for dataset, told in zip(datasets, summaries, strict=True):
-        click.echo(f"{name}: {told['rows_out']:,} of {told['rows_in']:,} captions kept in {dataset}")
+        waiting = f"; {told['waiting']:,} jobs wait, no selection yet" if told.get("waiting") else ""
+        click.echo(f"{name}: {told['rows_out']:,} of {told['rows_in']:,} captions kept in {dataset}{waiting}")
         for rule in told["rules"]:
             fell = ", ".join(f"{word} {number:,}" for word, number in rule["dropped"].items()) or "nothing fell"
             click.echo(f"    {rule['text']}: {fell}")

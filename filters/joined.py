@@ -106,6 +106,16 @@ class Joined:
             [[name, *(found[shard].identity for shard in shards)] for name, found in tables],
         )
 
+    def types(self) -> dict[str, pa.DataType]:
+        """The type of each column that was asked for, as the first table has it; half floats are read as floats."""
+        rows = self.rows.columns()
+        found = {}
+        for name, column in self.columns.items():
+            schema = rows if column.table == ROW else self.schemas[column.table]
+            kind = schema.field(column.column).type if column.column in schema.names else pa.string()
+            found[name] = pa.float32() if pa.types.is_float16(kind) else kind
+        return found
+
     def groups(self, num_rows: int = GROUP_ROWS) -> list[list[str]]:
         """Shards in order, cut into groups of about `num_rows` rows: small shards share a query."""
         groups: list[list[str]] = []

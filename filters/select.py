@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from filters.column_types import check_types
 from filters.decide import Decide, decision_file, decisions, decisions_digest, fallen_table, settings_of
 from filters.joined import Group, Joined
 from filters.listed import lists_of
@@ -56,24 +57,20 @@ def select(
     options: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Select from datasets; a summary for each. Rows that were scored since are judged anew, all of them.
+    """Select from datasets; a summary for each, with the jobs `waiting` where there is a limit.
 
+    Rows that were scored since are judged anew, all of them.
     npy: also write the kept uids as a DataComp subset file. Raises FingerprintError where another recipe has the name.
     """
     options = options or RunOptions()
-    check_name(name)
-    rules = recipe.parsed(name)
-    if not rules:
-        raise UsageError("the recipe has no rules; a selection of everything needs none")
-    steps = [Choose(dataset, datasets, name, rules, recipe.captions) for dataset in datasets]
-    for step in steps:
-        refuse_changed_settings(step, MEND)
+    steps = _checked_steps(datasets, recipe, name)
+    rules = steps[0].rules
     for number, rule in enumerate(rules):
         if rule.sees_all:
             decide = Decide(datasets, name, rules[: number + 1], recipe.captions)
             require(run_jobs(decide, executor, attempts=options.attempts, progress=progress), None)
     for step in steps:
-        if not step.is_current():
+        if step.num_waiting():
             step.dataset.storage.remove(summary_file(name))  # not a selection until all of it is
         require(run_jobs(step, executor, limit=options.limit, attempts=options.attempts, progress=progress), None)
     if options.limit is None:
@@ -81,7 +78,8 @@ def select(
             step.write_summary()
         if npy is not None:
             write_kept_uids(datasets, name, npy)
-    return [step.summary() for step in steps]
+        return [step.summary() for step in steps]
+    return [step.summary() | {"waiting": step.num_waiting()} for step in steps]
 
 
 def facts(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -92,27 +90,45 @@ def facts(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rows_out": sum(told["rows_out"] for told in summaries),
         "dropped": dict(sorted(dropped.items())),
         "quarantined": [],
+        "waiting": sum(told.get("waiting", 0) for told in summaries),
         "paths": [f"{url}/{summary_file(told['name'])}" for told, url in
-                  zip(summaries, summaries[0]["datasets"], strict=True)],
+                  zip(summaries, summaries[0]["datasets"], strict=True) if "waiting" not in told],
         "selections": list(summaries),
     }  # fmt: skip
 
 
 def plan_text(datasets: Sequence[Dataset], recipe: SelectRecipe, name: str) -> list[str]:
     """What a run would do. Raises what it would raise before its first job."""
-    rules = recipe.parsed(name)
+    steps = _checked_steps(datasets, recipe, name)
+    rules = steps[0].rules
     lines = []
-    for dataset in datasets:
-        step = Choose(dataset, datasets, name, rules, recipe.captions)
-        refuse_changed_settings(step, MEND)
+    for step in steps:
         tables = sorted({column.table for column in step.joined.columns.values()})
-        lines.append(
-            f"select: {dataset.storage.url}: {len(step.joined.rows.shards):,} shards, columns of {', '.join(tables)}"
-        )
+        url, shards = step.dataset.storage.url, step.joined.rows.shards
+        lines.append(f"select: {url}: {len(shards):,} shards, columns of {', '.join(tables)}")
     passes = 1 + sum(rule.sees_all for rule in rules)
     lines += [f"  {rule.text}  → {rule.word}" for rule in rules]
     lines.append(f"passes over the columns: {passes}, one for each rule that sees all rows and one to write")
     return lines
+
+
+def _checked_steps(datasets: Sequence[Dataset], recipe: SelectRecipe, name: str) -> list[Choose]:
+    """A step for each dataset. Raises for everything that can be told before a row is read."""
+    check_name(name)
+    rules = recipe.parsed(name)
+    if not rules:
+        raise UsageError("the recipe has no rules; a selection of everything needs none")
+    for url, times in Counter(dataset.storage.url for dataset in datasets).items():
+        if times > 1:
+            raise UsageError(f"{url} is given {times} times; its rows would be duplicates of themselves")
+    steps = [Choose(dataset, datasets, name, rules, recipe.captions) for dataset in datasets]
+    for step in steps:
+        read = dict.fromkeys(name for rule in rules for name in (*rule.columns, *rule.also_reads))
+        check_types(rules, Joined(step.dataset, list(read)).types())
+        refuse_changed_settings(step, MEND)
+    for listed in lists_of(rules).values():
+        listed.check()
+    return steps
 
 
 class Choose(Step):
@@ -151,11 +167,11 @@ class Choose(Step):
             for shards in self.joined.groups()
         ]
 
-    def is_current(self) -> bool:
-        """Is there nothing to do?"""
+    def num_waiting(self) -> int:
+        """Jobs that are not done, or were done with other scores."""
         done = self.dataset.ledger.done(self.name)
         want = {job.id: fingerprint(self.name, job.id, self.settings(), self.inputs(job)) for job in self.plan()}
-        return all(job in done and done[job].fingerprint == word for job, word in want.items())
+        return sum(job not in done or done[job].fingerprint != word for job, word in want.items())
 
     def setup(self) -> None:
         """Read thresholds and lists, once a worker."""
@@ -179,7 +195,8 @@ class Choose(Step):
         for word, rule, number in zip(judged.reasons, judged.rule_of, numbers[1:].tolist(), strict=True):
             if number:
                 dropped[word] += number
-                by_rule[f"{rule}:{word}"] = number
+                # A rule may say one word of two columns.
+                by_rule[f"{rule}:{word}"] = by_rule.get(f"{rule}:{word}", 0) + number
         return Outcome(Counts(group.num_rows, int(numbers[0]), dropped, by_rule), (*files, *self._of_other_homes(job)))
 
     def _write(self, group: Group, judged: Judged, shard: str, rows: slice) -> Committed:

@@ -10,17 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def is_number(kind: pa.DataType) -> bool:
-    """Can values of this type be ordered as numbers?"""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-                or pa.types.is_boolean(kind) or pa.types.is_null(kind))  # fmt: skip
-
-
-def is_hash(kind: pa.DataType) -> bool:
-    """Can values of this type be 64-bit hashes?"""
-    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
-
-
 def values_of(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     """A numeric column as float64, NaN where it is missing. Raises ArrowInvalid for text."""
     return np.asarray(column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy(), np.float64)
@@ -38,3 +27,9 @@ def nan_as_null(column: pa.ChunkedArray) -> Any:
     if not pa.types.is_floating(column.type):
         return column
     return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+
+
+def readable(field: pa.Field) -> str:
+    """A column as rules see it: bytes, such as a sha256, are hex digits."""
+    is_bytes = pa.types.is_binary(field.type) or pa.types.is_fixed_size_binary(field.type)
+    return f"lower(hex({field.name})) AS {field.name}" if is_bytes else field.name

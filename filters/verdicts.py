@@ -19,7 +19,7 @@ from filters.expression import connect
 from filters.joined import Group
 from filters.listed import Listed
 from filters.rules import BestCaption, NotIn, Rule, Top, Unique, Where
-from filters.values import as_hashes, nan_as_null, values_of
+from filters.values import as_hashes, nan_as_null, readable, values_of
 
 PASSED, FELL = 0, 1  # a verdict above names the missing column: 2 + its place among the rule's columns
 
@@ -62,7 +62,7 @@ class Judge:
         for number, listed in self._lists.items():
             if listed.values is not None:
                 self._connection.register(f"list_{number}", listed.values)
-                shown = _readable(listed.values.schema.field("value"))
+                shown = readable(listed.values.schema.field("value"))
                 self._connection.execute(
                     f"CREATE TABLE listed_{number} AS SELECT DISTINCT CAST(value AS VARCHAR) AS value "
                     f"FROM (SELECT {shown} FROM list_{number}) WHERE value IS NOT NULL"
@@ -104,7 +104,7 @@ class Judge:
         if not group.num_rows or not names:
             return [np.zeros(group.num_rows, np.uint8) for _ in self.rules]
         table = pa.table([nan_as_null(group.columns[name]) for name in names], names=list(names.values()))
-        shown = ", ".join(_readable(field) for field in table.schema)
+        shown = ", ".join(readable(field) for field in table.schema)
         chosen = [f"CAST({self._sql(at, rule, names)} AS UTINYINT) AS v{at}" for at, rule in enumerate(self.rules)]
         # Rows come back in any order where a list is looked up: DuckDB promises none.
         self._connection.register("rows", table.append_column("place", pa.array(np.arange(group.num_rows))))
@@ -173,9 +173,3 @@ def _by_place(verdicts: Codes, place: npt.NDArray[np.int64]) -> Codes:
 def _literal(value: float) -> str:
     """A number in SQL, infinite ones too."""
     return f"'{value!r}'::DOUBLE"
-
-
-def _readable(field: pa.Field) -> str:
-    """A column as rules see it: bytes, such as a sha256, are hex digits."""
-    is_bytes = pa.types.is_binary(field.type) or pa.types.is_fixed_size_binary(field.type)
-    return f"lower(hex({field.name})) AS {field.name}" if is_bytes else field.name

@@ -14,14 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from filters.joined import Joined
 from filters.rules import SelectRecipe
-from filters.select import select
+from filters.select import facts, select
 from infra.dataset import Dataset
+from infra.errors import DatasetError, RecipeError, UsageError
 from infra.executors import LocalExecutor
+from infra.jobs import RunOptions
 from infra.selection import Selection
 from infra.tables import write_table
 from tests.filters import plain_reading as plain
-from tests.filters.small_datasets import caption_scores, image_scores, make_dataset, rows_table, uid_of, verdicts
+from tests.filters.small_datasets import caption_scores, image_scores, make_dataset, rows_table, uid_of, verdicts, web
 
 NAME = "law"
 CAPTION_COLUMNS = {"words": pa.int32(), "clip": pa.float32()}  # table → its one column, per caption
@@ -226,6 +229,10 @@ def _one_world(data: st.DataObject) -> None:
         check(found, rules, Path(name))
 
 
+def recipe_of(*rules: dict[str, Any]) -> SelectRecipe:
+    return SelectRecipe.parse({"rules": rules}, "test")
+
+
 def test_an_image_that_falls_as_a_copy_falls_with_all_its_captions(tmp_path: Path) -> None:
     one, two = uid_of("one"), uid_of("two")
     rows = {"00000": rows_table([one, two])}
@@ -242,9 +249,116 @@ def test_of_equals_one_without_a_rank_comes_after_the_lowest(tmp_path: Path) -> 
     scores = image_scores(uids, phash=[7, 7, 7], sharp=[None, float("-inf"), float("nan")])
     dataset = make_dataset(tmp_path, {"00000": rows_table(uids)}, {"image": {"00000": scores}})
     for rule in ({"unique": "phash", "keep": "sharp"}, {"unique": "phash", "keep": "sharp", "distance": 0}):
-        select([dataset], SelectRecipe(rules=(rule,)), f"near_{len(rule)}", LocalExecutor())
+        select([dataset], recipe_of(rule), f"near_{len(rule)}", LocalExecutor())
         kept = [reason is None for *_, reason in verdicts(dataset, f"near_{len(rule)}")]
         assert kept == [False, True, False]
+
+
+def test_rows_with_one_uid_side_by_side_are_images_of_their_own(tmp_path: Path) -> None:
+    uids = [uid_of("a"), uid_of("a"), uid_of("b"), uid_of("a")]
+    images, texts = image_scores(uids, phash=[1] * 4), caption_scores(web(uids), s=[1, 2, 3, 4])
+    dataset = make_dataset(
+        tmp_path, {"00000": rows_table(uids)}, {"image": {"00000": images}, "clip": {"00000": texts}}
+    )
+    for rule, kept in (({"unique": "phash"}, [True, False, False, False]), ({"best_caption": "s"}, [True] * 4)):
+        (told,) = select([dataset], recipe_of(rule), next(iter(rule)), LocalExecutor())
+        assert [reason is None for *_, reason in verdicts(dataset, told["name"])] == kept
+
+
+def test_the_order_of_unique_is_the_same_with_and_without_a_distance(tmp_path: Path) -> None:
+    uids = [uid_of(number) for number in range(4)]
+    scores = image_scores(uids, phash=[7] * 4, w=[0.0, 1.0, 2.0, float("inf")], h=[0.0, 1.0, 1.0, float("inf")])
+    dataset = make_dataset(tmp_path, {"00000": rows_table(uids)}, {"image": {"00000": scores}})
+    for number, more in enumerate(({}, {"distance": 0}, {"distance": 2})):
+        rule = {"unique": "phash", "keep": "w / h", **more}  # of the first and the last it cannot be told
+        select([dataset], recipe_of(rule), f"s{number}", LocalExecutor())
+        assert [reason is None for *_, reason in verdicts(dataset, f"s{number}")] == [False, False, True, False]
+
+
+def test_hashes_may_be_signed(tmp_path: Path) -> None:
+    uids = [uid_of(number) for number in range(3)]
+    scores = image_scores(uids, phash=pa.array([-1, -2, 5], pa.int64()))
+    dataset = make_dataset(tmp_path, {"00000": rows_table(uids)}, {"image": {"00000": scores}})
+    write_table(Dataset(tmp_path).storage, "list.parquet", pa.table({"phash": pa.array([-1], pa.int64())}))
+    for name, rule, kept in (("near", {"unique": "phash", "distance": 1}, [True, False, True]),
+                             ("list", {"not_in": str(tmp_path / "list.parquet"), "by": "phash", "distance": 1},
+                              [False, False, True])):  # fmt: skip
+        select([dataset], recipe_of(rule), name, LocalExecutor())
+        assert [reason is None for *_, reason in verdicts(dataset, name)] == kept
+
+
+def small(folder: Path, **columns: Any) -> Dataset:
+    """Two rows with scores."""
+    uids = [uid_of(number) for number in range(2)]
+    tables = {name: {"00000": image_scores(uids, **{name: values})} for name, values in columns.items()}
+    return make_dataset(folder, {"00000": rows_table(uids, url=["u", "v"])}, tables)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [({"top": "word", "count": 1}, "word is of type string"), ({"best_caption": "word"}, "word is of type string"),
+     ({"unique": "word", "distance": 2}, "64-bit hashes"), ({"unique": "number", "keep": "word"}, "keep"),
+     ({"where": "word"}, "rule 1"), ({"where": "number = 'x' and url + 1 > 2"}, "rule 1")],
+)  # fmt: skip
+def test_a_rule_that_a_columns_type_cannot_answer_is_refused_before_anything_runs(
+    tmp_path: Path, rule: dict[str, Any], told: str
+) -> None:
+    dataset = small(tmp_path, word=["a", "b"], number=[1, 2])
+    with pytest.raises(RecipeError, match=told):
+        select([dataset], recipe_of(rule), NAME, LocalExecutor())
+    assert not [step for step in dataset.ledger.steps() if step.startswith("select")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [("uids.txt", "5f0c\n", "'5f0c' is no uid"), ("hashes.txt", "abc\n", "hashes"), ("empty.npy", "", "no .npy file"),
+     ("none.txt", None, "No such file")],
+)  # fmt: skip
+def test_a_list_that_cannot_be_read_is_refused_by_its_name(
+    tmp_path: Path, name: str, text: str | None, told: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    rule = {"not_in": str(tmp_path / name)} | ({"by": "number", "distance": 2} if name == "hashes.txt" else {})
+    with pytest.raises(RecipeError, match=f"{name}.*{told}"):
+        select([small(tmp_path / "data", number=[1, 2])], recipe_of(rule), NAME, LocalExecutor())
+
+
+def test_a_dataset_given_twice_is_refused(tmp_path: Path) -> None:
+    dataset = small(tmp_path, number=[1, 2])
+    with pytest.raises(UsageError, match="2 times"):
+        select([dataset, Dataset(f"{tmp_path}/")], recipe_of({"unique": "number"}), NAME, LocalExecutor())
+
+
+def test_a_word_that_a_rule_gives_for_two_columns_is_counted_for_both(tmp_path: Path) -> None:
+    uids = [uid_of(number) for number in range(3)]
+    tables = {name: {"00000": image_scores(uids, words=values)} for name, values in
+              (("x", [None, 5, 5]), ("y", [5, None, 5]))}  # fmt: skip
+    dataset = make_dataset(tmp_path, {"00000": rows_table(uids)}, tables)
+    rules = ({"where": "x.words > 1 and y.words > 1"}, {"where": "x.words < 9", "reason": "many"})
+    (told,) = select([dataset], recipe_of(*rules), NAME, LocalExecutor())
+    assert [(rule["rows_in"], rule["rows_out"], rule["dropped"]) for rule in told["rules"]] == [
+        (3, 1, {"no_words": 2}), (1, 1, {})
+    ]  # fmt: skip
+
+
+def test_what_a_limit_leaves_is_told_and_is_no_selection(tmp_path: Path) -> None:
+    uids = [uid_of(number) for number in range(4)]
+    shards = {f"{number:05d}": [uid] for number, uid in enumerate(uids)}
+    dataset = make_dataset(
+        tmp_path, {shard: rows_table(own) for shard, own in shards.items()},
+        {"n": {shard: image_scores(own, number=[1]) for shard, own in shards.items()}},
+    )  # fmt: skip
+    recipe = recipe_of({"where": "number > 0"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Joined.groups, "__defaults__", (1,))  # a job for each shard
+        (told,) = select([dataset], recipe, NAME, LocalExecutor(), options=RunOptions(1, 1, 0.0))
+        assert (told["rows_in"], told["waiting"]) == (1, 3)
+        assert facts([told])["paths"] == []
+        with pytest.raises(DatasetError, match="no finished selection"):
+            Selection(dataset, NAME)
+        (told,) = select([dataset], recipe, NAME, LocalExecutor())
+    assert (told["rows_in"], "waiting" in told) == (4, False)
 
 
 @settings(max_examples=4)
