@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -68,13 +68,17 @@ class Rows:
         """uid, key, url, caption and further `columns` (None: all) of a shard's rows; absent columns are null."""
         name = self._tables[shard]
         if name is None:
-            return self._from_index(shard)
+            rows = self._from_index(shard)
+            absent = [name for name in columns or () if name not in rows.column_names]
+            return reduce(lambda table, name: table.append_column(name, pa.nulls(table.num_rows)), absent, rows)
         file = open_table(self.dataset.storage, name)
         present = file.schema_arrow.names
         aliases = {"url": URL_NAMES, "caption": CAPTION_NAMES}
         named = {want: next((name for name in aliases.get(want, (want,)) if name in present), None)
                  for want in ("uid", "key", "url", "caption", "status")}  # fmt: skip
-        further = [name for name in (present if columns is None else columns) if name not in named]
+        if columns is None:
+            columns = [name for name in present if name not in named]
+        further = [name for name in columns if name not in ("uid", "key", "url", "caption")]
         wanted = [name for name in [*named.values(), *further] if name in present]
         table = file.read(columns=list(dict.fromkeys(wanted)))
         if named["status"]:
@@ -100,7 +104,7 @@ class Rows:
         opened: Any = self.dataset.storage.open(self.dataset.tar(shard)) if members else nullcontext()
         with opened as tar:
             for at, uid in enumerate(values["uid"]):
-                member = members.get(uid)
+                member = members.get((uid, values["key"][at]))
                 yield Pair(
                     uid,
                     values["key"][at] or "",
@@ -123,7 +127,9 @@ class Rows:
         for kind, step, folder in (("asked", "split", "inputs"), ("pairs", "crawl_merge", "pairs")):
             named = _files(iter(ledger.done(step).values()))
             if tables := _tables(named, folder):
-                return kind, dict(tables), {stem: named[name] for stem, name in tables.items()}  # type: ignore[return-value]
+                repeated = _files(iter(ledger.done("duplicates").values())) if kind == "asked" else {}
+                digests = {stem: named[name] + repeated.get(_duplicates(stem), "") for stem, name in tables.items()}
+                return kind, dict(tables), digests  # type: ignore[return-value]
         stamps = storage.stamps() if storage.exists() else {}
         if tables := _tables(dict.fromkeys(storage.list("", ".parquet"), ""), ""):
             return "table", dict(tables), {stem: stamps[name] for stem, name in tables.items()}
@@ -140,16 +146,16 @@ class Rows:
             )
         named = {shard: self.dataset.table(shard) for shard in self.dataset.tars()}
         found: dict[str, str | None] = {shard: name if name in tables else None for shard, name in named.items()}
-        return found, {shard: stamps[self.dataset.tar(shard)] for shard in found}
+        return found, {shard: "-".join(stamps[file] for file in (self.dataset.tar(shard), name) if file)
+                       for shard, name in found.items()}  # fmt: skip
 
     @cached_property
     def _indexed(self) -> set[str]:
         return set(self.index.tables("index"))
 
     def _repeated(self, shard: str) -> set[int]:
-        name = f"inputs/duplicates/{shard}.parquet"
         try:
-            return set(read_table(self.dataset.storage, name, ["row"])["row"].to_pylist())
+            return set(read_table(self.dataset.storage, _duplicates(shard), ["row"])["row"].to_pylist())
         except FileNotFoundError:
             return set()
 
@@ -158,7 +164,11 @@ class Rows:
             return as_uids(table[name])
         if self.kind == "stored":  # img2dataset's tables have none; the index made one for each key
             known = {key: uid for uid, key in self._keys(shard)}
-            return pa.chunked_array([pa.array([known.get(key) for key in text["key"].to_pylist()], UID)])
+            keys = text["key"].to_pylist()
+            if lost := next((key for key in keys if key not in known), None):
+                raise DatasetError(f"{self.dataset.storage.url}: {self.dataset.tar(shard)} lacks the sample {lost}, "
+                                   "which its table calls stored; download that shard again")  # fmt: skip
+            return pa.chunked_array([pa.array([known[key] for key in keys], UID)])
         pairs = zip(text["url"].to_pylist(), text["caption"].to_pylist(), strict=True)
         return pa.chunked_array([pa.array([pair_uid(url or "", caption) for url, caption in pairs], UID)])
 
@@ -180,12 +190,18 @@ class Rows:
         kinds = {"uid": UID} | dict.fromkeys(("key", "url", "caption"), pa.string())
         return pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
 
-    def _images(self, shard: str) -> dict[bytes, Member]:
+    def _images(self, shard: str) -> dict[tuple[bytes, str | None], Member]:
+        """(uid, key) → the image: folders of others may have a uid twice. (uid, None) too: they may have no keys."""
         if self.kind != "stored":
             return {}
-        index = read_table(self.index.storage, self.index.index(shard), ["uid", "member", "offset", "size"])
-        members = ((row["uid"], Member(row["member"], row["offset"], row["size"])) for row in index.to_pylist())
-        return {uid: member for uid, member in members if member.ending in IMAGE_ENDINGS}
+        index = read_table(self.index.storage, self.index.index(shard)).to_pylist()
+        found: dict[tuple[bytes, str | None], Member] = {}
+        for row in index:
+            member = Member(row["member"], row["offset"], row["size"])
+            if member.ending in IMAGE_ENDINGS:
+                found[row["uid"], row["key"]] = member
+                found.setdefault((row["uid"], None), member)
+        return found
 
     def _captions(self, shard: str, names: Sequence[str]) -> dict[bytes, list[Caption]]:
         found: dict[bytes, list[Caption]] = {}
@@ -198,9 +214,11 @@ class Rows:
 
 def as_uids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """uids as 16 bytes: ours as they are, DataComp's from 32 hex digits. Raises DatasetError for anything else."""
-    if column.type == UID:
-        return column
     try:
+        if column.null_count:
+            raise ValueError(f"{column.null_count} rows have none")
+        if column.type == UID:
+            return column
         if pa.types.is_binary(column.type) or pa.types.is_fixed_size_binary(column.type):
             return column.cast(UID)
         if not pc.all(pc.equal(pc.utf8_length(column), 2 * UID_BYTES), skip_nulls=False, min_count=0).as_py():
@@ -210,6 +228,10 @@ def as_uids(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([pa.FixedSizeBinaryArray.from_buffers(UID, len(column), [None, pa.py_buffer(data)])])
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise DatasetError(f"column uid: {error}; a uid is 16 bytes or 32 hex digits") from None
+
+
+def _duplicates(shard: str) -> str:
+    return f"inputs/duplicates/{shard}.parquet"
 
 
 def _files(marks: Iterator[DoneMark]) -> dict[str, str]:

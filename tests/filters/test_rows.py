@@ -22,7 +22,7 @@ from infra.executors import LocalExecutor
 from infra.indexing import index_dataset
 from infra.ledger import Counts, DoneMark
 from infra.sample import Caption, pair_uid
-from infra.shards import ShardWriter
+from infra.shards import ShardWriter, index_table
 from infra.storage import Committed
 from infra.tables import write_table
 from tests.filters.small_datasets import caption_scores, make_dataset, rows_table, uid_of
@@ -297,3 +297,52 @@ def test_pairs_are_the_rows_with_the_webs_caption_first(tmp_path: Path) -> None:
     assert second.captions == (
         Caption("a cat"), Caption("three", "git", 0), Caption("one", "blip", 0), Caption("", "blip", 1)
     )  # fmt: skip
+
+
+def test_a_column_of_the_table_is_read_by_its_name_whatever_else_it_is_for(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, {"00000": rows_table(TWO, status=["success"] * 2, url=["u", "v"])})
+    assert [row["status"] for row in read_all(dataset, ["status", "url"])] == ["success"] * 2
+
+
+def test_the_digest_of_a_foreign_shard_changes_with_the_table_beside_it(tmp_path: Path) -> None:
+    dataset = place_tars(tmp_path / "data", {"00000": ["a"]}, {"key": ["a"], "caption": ["one"]})
+    index_dataset(dataset, LocalExecutor())
+    before = Rows(dataset).digest("00000")
+    pq.write_table(pa.table({"key": ["a"], "caption": ["another, longer"]}), tmp_path / "data/00000.parquet")
+    assert Rows(Dataset(tmp_path / "data")).digest("00000") != before
+
+
+def test_the_digest_of_what_was_asked_for_changes_with_the_rows_that_came_earlier(tmp_path: Path) -> None:
+    dataset = publish(Dataset(tmp_path), "split", {"inputs/00000.parquet": rows_table(TWO)})
+    before = Rows(dataset).digest("00000")
+    dataset = publish(dataset, "duplicates", {"inputs/duplicates/00000.parquet": pa.table({"row": [1]})})
+    assert Rows(dataset).digest("00000") != before
+
+
+def test_a_row_without_a_uid_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, {"00000": rows_table([TWO[0], None])})  # type: ignore[list-item]
+    with pytest.raises(DatasetError, match="1 rows have none"):
+        read_all(dataset)
+
+
+def test_a_stored_sample_that_the_tar_lacks_is_told(tmp_path: Path) -> None:
+    dataset = place_tars(tmp_path / "data", {"00000": ["a"]}, {"key": ["a", "b"], "status": ["success"] * 2})
+    index_dataset(dataset, LocalExecutor())
+    with pytest.raises(DatasetError, match=r"00000\.tar lacks the sample b"):
+        read_all(dataset)
+
+
+def test_two_samples_of_one_uid_have_an_image_each(tmp_path: Path) -> None:
+    dataset = place_tars(tmp_path / "data", {"00000": ["a", "b"]}, {"key": ["a", "b"], "uid": [TWO[0]] * 2})
+    rows = [(uid_of("a"), key, f"{key}.jpg", 512, 4) for key in "ab"]
+    write_table(dataset.storage, "index/00000.parquet", index_table([rows[0], (*rows[1][:3], 600, 4)]))
+    assert [pair.key for pair in Rows(dataset).pairs("00000", images=True)] == ["a", "b"]
+    images = [pair.image for pair in Rows(dataset).pairs("00000", images=True)]
+    assert images[0] != images[1]
+
+
+def test_a_tar_without_a_table_has_nulls_for_what_is_asked_of_it(tmp_path: Path) -> None:
+    dataset = place_tars(tmp_path / "data", {"00000": ["a"]})
+    index_dataset(dataset, LocalExecutor())
+    assert [row["width"] for row in read_all(dataset, ["width"])] == [None]
+    assert [pair.facts for pair in Rows(dataset).pairs("00000", facts=["width"])] == [{"width": None}]
