@@ -12,7 +12,7 @@ from filters import SCORERS
 from filters.base import Reduction, Scorer, batches, keys_of
 from filters.rows import Rows
 from infra.dataset import Dataset
-from infra.errors import UsageError
+from infra.errors import DatasetError, UsageError
 from infra.jobs import (
     Executor,
     Job,
@@ -59,6 +59,8 @@ def score(
     passes: list[Step] = [step for step in steps if not isinstance(step, ScoreTable)]
     if together := [step for step in steps if isinstance(step, ScoreTable)]:
         passes.insert(0, ScorePass("score", together))
+    for step in steps:
+        dataset.ledger.keep_only(step.name, [job.id for job in step.plan()])
     for each in passes:
         limit = options.limit if isinstance(each, ScorePass) else None
         result = run_jobs(each, executor, limit=limit, attempts=options.attempts, progress=progress)
@@ -152,6 +154,20 @@ def result_of(step: Step) -> StepResult:
     return StepResult(step.name, counts, len((ledger.plan(step.name) or {"jobs": []})["jobs"]), 0, given_up, 0.0)
 
 
+def shard_jobs(rows: Rows, captions: Sequence[str]) -> list[Job]:
+    """A job for each shard, with the digests of its rows and caption tables. Raises DatasetError for missing ones."""
+    ledger = rows.dataset.ledger
+    texts = {name: ledger.tables(f"captions_{name}", f"captions/{name}") for name in captions}
+    for name, found in texts.items():
+        if missing := [shard for shard in rows.shards if shard not in found]:
+            raise DatasetError(
+                f"{rows.dataset.storage.url}: captions/{name} lacks {len(missing)} of {len(rows.shards)} shards "
+                f"(first {missing[0]}); make it, or leave it out of --captions"
+            )
+    digests = {shard: {name: found[shard].identity for name, found in texts.items()} for shard in rows.shards}
+    return [Job(shard, {"rows": rows.digest(shard), "captions": digests[shard]}) for shard in rows.shards]
+
+
 class ScoreTable(Step):
     """One scorer over every shard: scores/NAME/SHARD.parquet. Done in a ScorePass, together with others."""
 
@@ -181,18 +197,11 @@ class ScoreTable(Step):
 
     def inputs(self, job: Job) -> Any:
         """Digests of the shard's rows and images, and of its caption tables."""
-        return job.payload
+        return {"rows": job.payload["rows"], **{name: job.payload["captions"][name] for name in self.captions}}
 
     def plan(self) -> Sequence[Job]:
         """A job for each shard."""
-        texts = {name: self.dataset.ledger.tables(f"captions_{name}", f"captions/{name}") for name in self.captions}
-        return [
-            Job(
-                shard,
-                {"rows": self.rows.digest(shard)} | {name: found[shard].identity for name, found in texts.items()},
-            )
-            for shard in self.rows.shards
-        ]
+        return shard_jobs(self.rows, self.captions)
 
     def run(self, job: Job) -> Outcome:
         """Score one shard on its own."""
@@ -217,6 +226,11 @@ class ScorePass(Pass):
     def __init__(self, name: str, parts: Sequence[ScoreTable]) -> None:
         super().__init__(name, parts)
         self.rows = parts[0].rows
+        self.captions = next((part.captions for part in parts if part.captions), ())
+
+    def plan(self) -> Sequence[Job]:
+        """A job for each shard, with the digests of all that any of the scorers reads."""
+        return shard_jobs(self.rows, self.captions)
 
     def setup(self) -> None:
         """Load the models."""

@@ -72,6 +72,7 @@ def select(
     for step in steps:
         if step.num_waiting():
             step.dataset.storage.remove(summary_file(name))  # not a selection until all of it is
+            step.forget_others()
         require(run_jobs(step, executor, limit=options.limit, attempts=options.attempts, progress=progress), None)
     if options.limit is None:
         for step in steps:
@@ -168,10 +169,19 @@ class Choose(Step):
         ]
 
     def num_waiting(self) -> int:
-        """Jobs that are not done, or were done with other scores."""
+        """Jobs that are not done, were done with other scores, or are none of this selection any more."""
         done = self.dataset.ledger.done(self.name)
         want = {job.id: fingerprint(self.name, job.id, self.settings(), self.inputs(job)) for job in self.plan()}
-        return sum(job not in done or done[job].fingerprint != word for job, word in want.items())
+        stale = sum(job not in done or done[job].fingerprint != word for job, word in want.items())
+        return stale + len(done.keys() - want.keys())
+
+    def forget_others(self) -> None:
+        """Remove marks and tables of shards that are no longer there: a table of urls has become shards, say."""
+        self.dataset.ledger.keep_only(self.name, [job.id for job in self.plan()])
+        wanted = {selection_table(self.selection, shard) for shard in self.joined.rows.shards}
+        for name in self.dataset.tables(f"selections/{self.selection}"):
+            if name not in wanted:
+                self.dataset.storage.remove(name)
 
     def setup(self) -> None:
         """Read thresholds and lists, once a worker."""

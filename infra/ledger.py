@@ -145,6 +145,14 @@ class Ledger:
         self.storage.remove(f"ledger/quarantine/{mark.step}/{mark.job}.json")
         self._write(f"ledger/done/{mark.step}/{mark.job}.json", mark.as_json())
 
+    def keep_only(self, step: str, jobs: Iterable[str]) -> None:
+        """Forget marks and quarantine of other jobs: an earlier plan had them, and their rows are in others now."""
+        wanted = set(jobs)
+        for folder in (f"ledger/done/{step}", f"ledger/quarantine/{step}"):
+            for name in self.storage.list(folder, ".json"):
+                if _stem(name) not in wanted:
+                    self.storage.remove(name)
+
     def quarantined(self, step: str) -> dict[str, dict[str, Any]]:
         """Jobs given up in the last run, by id, with their error."""
         names = self.storage.list(f"ledger/quarantine/{step}", ".json")

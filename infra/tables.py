@@ -32,15 +32,17 @@ def write_table(
     with storage.commit(name) as draft:
         # Of values that hardly ever repeat a dictionary is built for nothing, and read for nothing; so are bounds.
         repeating = [path for field in table.schema if not _is_uid(field) for path in _leaves(field)]
-        pq.write_table(
-            table,
+        with pq.ParquetWriter(
             draft.path,
+            table.schema,
             compression="zstd",
-            row_group_size=row_group,
             store_schema=keep_types,
             use_dictionary=repeating,
             write_statistics=repeating,
-        )
+        ) as file:
+            file.write_table(table, row_group_size=row_group)
+            if not keep_types and table.schema.metadata:  # without Arrow's types its metadata is left out, too
+                file.add_key_value_metadata({name.decode(): word for name, word in table.schema.metadata.items()})
     return draft.result()
 
 

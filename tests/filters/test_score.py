@@ -343,7 +343,6 @@ def test_captions_beside_the_webs_are_scored_with_their_names_behind_it(tmp_path
         run(dataset, ["text"])
 
 
-@pytest.mark.xfail(strict=True, reason="a KeyError: the shards that a caption table lacks are not looked for")
 def test_captions_that_are_not_there_are_named(dataset: Dataset) -> None:
     with pytest.raises((UsageError, DatasetError), match="blip"):
         run(dataset, ["text"], captions=["blip"])
@@ -356,7 +355,6 @@ def with_captions(folder: Path, text: str) -> Dataset:
     return make_dataset(folder, {}, captions={"blip": {"00000": texts}})
 
 
-@pytest.mark.xfail(strict=True, reason="a pass asks its first scorer alone what a shard's scores are made of")
 @pytest.mark.parametrize("order", [["text", "image"], ["image", "text"]])
 def test_scores_of_further_captions_made_beside_others_are_those_made_alone(tmp_path: Path, order: list[str]) -> None:
     store(tmp_path / "together", {"00000": SHARDS["00000"]})
@@ -368,7 +366,6 @@ def test_scores_of_further_captions_made_beside_others_are_those_made_alone(tmp_
     assert tables_and_marks(together) == tables_and_marks(alone)
 
 
-@pytest.mark.xfail(strict=True, reason="a pass asks its first scorer alone what a shard's scores are made of")
 def test_captions_that_have_changed_are_scored_anew(tmp_path: Path) -> None:
     store(tmp_path, {"00000": SHARDS["00000"]})
     run(with_captions(tmp_path, "a dog"), ["image", "text"], captions=["blip"])

@@ -150,14 +150,12 @@ def test_a_limited_select_is_not_finished(scored: Dataset, monkeypatch: pytest.M
     assert Selection(scored, "good").summary["rows_in"] == 8
 
 
-@pytest.mark.xfail(strict=True, reason="a table without Arrow's types is written without its metadata, too")
 def test_the_footer_of_a_table_names_its_keys(scored: Dataset) -> None:
     select([scored], SelectRecipe(**RULES), "good", LocalExecutor())
     metadata = open_table(scored.storage, selection_table("good", "00001")).schema_arrow.metadata or {}
     assert metadata.get(UIDS_DIGEST) == keys_digests(Selection(scored, "good").read("00001"))[0]
 
 
-@pytest.mark.xfail(strict=True, reason="marks of jobs that are planned no longer are counted")
 def test_a_selection_made_again_when_urls_have_become_shards_counts_each_row_once(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     rows = {shard: rows_table([uid_of(f"{shard}{n}") for n in range(4)], words=[1, 3, 4, 5])
