@@ -39,7 +39,7 @@ from infra.jobs import (
 from infra.ledger import Counts
 from infra.progress import Progress
 from infra.recipe import fingerprint
-from infra.selection import SCHEMA, selection_table, summary_file
+from infra.selection import SCHEMA, Selection, selection_table, summary_file
 from infra.storage import Committed
 from infra.tables import connect, urls, write_keyed_table
 
@@ -81,6 +81,18 @@ def select(
             write_kept_uids(datasets, name, npy)
         return [step.summary() for step in steps]
     return [step.summary() | {"waiting": step.num_waiting()} for step in steps]
+
+
+def is_stale(dataset: Dataset, name: str) -> bool:
+    """Was a selection made of other rows, scores or lists than those that are there now, or with other datasets?
+
+    Raises DatasetError or RecipeError where what it was made of is gone.
+    """
+    told = Selection(dataset, name).summary
+    recipe = SelectRecipe.parse(told["recipe"], summary_file(name))
+    is_alone = len(told["datasets"]) == 1
+    datasets = [dataset] if is_alone else [Dataset(url) for url in told["datasets"]]
+    return Choose(dataset, datasets, name, recipe.parsed(name), recipe.captions).num_waiting() > 0
 
 
 def facts(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from filters.joined import Joined
 from filters.rules import SelectRecipe
-from filters.select import facts, select
+from filters.select import facts, is_stale, select
 from infra.dataset import Dataset
 from infra.errors import DatasetError, RecipeError, UsageError
 from infra.executors import LocalExecutor
@@ -322,6 +323,28 @@ def test_a_list_that_cannot_be_read_is_refused_by_its_name(
     rule = {"not_in": str(tmp_path / name)} | ({"by": "number", "distance": 2} if name == "hashes.txt" else {})
     with pytest.raises(RecipeError, match=f"{name}.*{told}"):
         select([small(tmp_path / "data", number=[1, 2])], recipe_of(rule), NAME, LocalExecutor())
+
+
+def test_a_selection_is_stale_once_its_scores_have_changed_and_until_it_is_made_again(tmp_path: Path) -> None:
+    recipe = recipe_of({"top": "number", "count": 1})
+    select([small(tmp_path / "a", number=[1, 2])], recipe, NAME, LocalExecutor())
+    assert not is_stale(Dataset(tmp_path / "a"), NAME)
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert not is_stale(Dataset(tmp_path / "moved"), NAME)
+    dataset = small(tmp_path / "a", number=[3, 2])
+    assert is_stale(dataset, NAME)
+    select([dataset], recipe, NAME, LocalExecutor())
+    assert not is_stale(dataset, NAME)
+
+
+def test_of_datasets_selected_as_one_the_second_is_stale_when_the_first_is_selected_alone(tmp_path: Path) -> None:
+    first, second = (small(tmp_path / name, number=[1, 2]) for name in "ab")
+    recipe = recipe_of({"top": "number", "count": 1})
+    select([first, second], recipe, NAME, LocalExecutor())
+    assert not is_stale(second, NAME)
+    small(tmp_path / "a", number=[1, 9])
+    select([Dataset(tmp_path / "a")], recipe, NAME, LocalExecutor())
+    assert is_stale(Dataset(tmp_path / "b"), NAME)
 
 
 def test_a_dataset_given_twice_is_refused(tmp_path: Path) -> None:
