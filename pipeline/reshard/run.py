@@ -7,6 +7,7 @@ ledger/resharded/DIGEST.json        in the source, where it can be written: what
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,7 @@ log = get_logger("reshard")
 
 ORIGIN = "ledger/origin.json"
 RESHARDED = "ledger/resharded"
+WRITTEN = ("", "inputs", "index")  # folders of the tables that a resharding writes
 
 
 def reshard(
@@ -62,10 +64,7 @@ def reshard(
 
 def check(source: Dataset, out: Dataset, name: str) -> tuple[Selection, Rows]:
     """Whether this can be done. Raises UsageError, DatasetError or FingerprintError with the mend."""
-    if source.storage.url == out.storage.url:
-        raise UsageError(f"{out.storage.url}: --out is the dataset itself; give another folder")
-    if set(out.ledger.steps()) - {Arrange.name} and out.ledger.plan(Arrange.name) is None:
-        raise FingerprintError(f"{out.storage.url}: holds a crawl or a download; give another --out")
+    check_place(source, out)
     chosen, rows = Selection(source, name), Rows(source)
     if rows.kind != "stored":
         raise UsageError(f"{source.storage.url}: no images are stored there yet; download them first")
@@ -75,6 +74,28 @@ def check(source: Dataset, out: Dataset, name: str) -> tuple[Selection, Rows]:
             f"{missing[0]}), which came after it; run the select command again"
         )
     return chosen, rows
+
+
+def check_place(source: Dataset, out: Dataset) -> None:
+    """Whether `out` may be written: a folder apart from the source's, that holds nothing or what we have begun there."""
+    one, other = _folder(source), _folder(out)
+    if one == other:
+        raise UsageError(f"{out.storage.url}: --out is the dataset itself; give another folder")
+    if one.startswith(f"{other}/") or other.startswith(f"{one}/"):
+        raise UsageError(f"{out.storage.url}: --out and the dataset lie one inside the other; give a folder apart")
+    if out.ledger.plan(Arrange.name) is not None:
+        return
+    if out.ledger.steps():
+        raise FingerprintError(f"{out.storage.url}: holds a crawl or a download; give another --out")
+    if found := [*out.storage.list("", ".tar"), *(name for folder in WRITTEN for name in out.tables(folder))]:
+        raise FingerprintError(
+            f"{out.storage.url}: holds {found[0]}, which no resharding has written; give another --out"
+        )
+
+
+def _folder(dataset: Dataset) -> str:
+    storage = dataset.storage
+    return os.path.realpath(storage.url) if storage.is_local else storage.url
 
 
 def note_origin(selection: Selection, out: Dataset) -> None:

@@ -164,6 +164,33 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["0000.tar", "photos.tar", "0000.parquet", "inputs/0000.parquet", "index/x.parquet"])
+def test_what_somebody_else_keeps_there_is_never_written_over(place: str, source: Dataset, name: str) -> None:
+    out = Dataset(f"{place}/theirs")
+    out.storage.commit_bytes(name, b"not ours")
+    for attempt in (lambda: curate(source, out), lambda: plan_text(source, out, "wide", ReshardConfig())):
+        with pytest.raises(FingerprintError, match=name):
+            attempt()
+    assert out.storage.sizes() == {name: 8}
+
+
+def test_a_folder_with_other_files_is_written_into(source: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("about this dataset")
+    assert curate(source, Dataset(tmp_path))["rows_out"] == 8
+
+
+def test_dataset_and_curated_dataset_lie_apart(source: Dataset, tmp_path: Path) -> None:
+    before = published(Path(source.storage.url))
+    (tmp_path / "link").symlink_to(source.storage.url)
+    (tmp_path / "around").symlink_to(Path(source.storage.url).parent)
+    for out in (tmp_path / "link", tmp_path / "link" / "inside", tmp_path / "around", Path(source.storage.url).parent):
+        with pytest.raises(UsageError, match="--out"):
+            curate(source, Dataset(out))
+    assert published(Path(source.storage.url)) == before
+    beside = Dataset(f"{source.storage.url}-more")  # a name that begins alike is another folder
+    assert curate(source, beside)["rows_out"] == 8
+
+
 @pytest.mark.slow
 def test_a_run_stopped_anywhere_and_run_again_ends_with_the_same_bytes(source: Dataset, tmp_path: Path) -> None:
     curate(source, Dataset(tmp_path / "undisturbed"))
