@@ -23,14 +23,13 @@ from infra.ledger import Counts
 from infra.removed import UID, RemovedRows, is_in, url_digests
 from infra.shards import IMAGE_ENDINGS
 from infra.tables import read_table, write_table
-from pipeline.download.deny import DenyList
+from pipeline.download.deny import DenyList, Match
 from pipeline.remove.rows import read_rows, row_files, shard_of
 from pipeline.reshard.members import members_of, read_samples
 
 FOUND = pa.schema([("uid", UID), ("why", pa.string()), ("url", UID), ("sha256", pa.string())])
 KEYS = ("uid", "url", "sha256")
-
-Words = list[str | None]
+LINE = "line_"  # tallies of rows by the list's lines that they match: line_12
 
 
 class Find(Step):
@@ -56,15 +55,17 @@ class Find(Step):
         return [Job(name.replace("/", "~"), {"file": name}) for name in row_files(self.source)]
 
     def run(self, job: Job) -> Outcome:
-        """Rows in = rows of the table that are not blank; those that go are dropped by what they match."""
+        """Rows in = rows of the table that are not blank; those that go are dropped by what they match first."""
         rows = read_rows(self.source, job.payload["file"])
         # A server may answer many addresses with one page of excuses: only stored bytes say that images are the same.
         images = pc.if_else(rows["stored"], rows["sha256"], pa.scalar(None, pa.string()))
-        unreadable = 0
+        tallies: Counter[str] = Counter()
         if self.number == 0:
             known = RemovedRows.of(self.source.storage)
-            why = [_listed_as(self.listed, row) for row in rows.to_pylist()]
-            unreadable = self._ask_about_images(job.payload["file"], rows, why)
+            matches = [_listed_as(self.listed, row) for row in rows.to_pylist()]
+            tallies["unreadable"] = self._ask_about_images(job.payload["file"], rows, matches)
+            tallies.update(f"{LINE}{line}" for own in matches for line in {line for _, line in own})
+            why = [own[0][0] if own else None for own in matches]
         else:
             known = RemovedRows(read_table(self.dataset.storage, matched_table(self.number - 1)))
             same = is_in(images, known.table["sha256"].drop_null())
@@ -79,13 +80,12 @@ class Find(Step):
         found = pa.Table.from_arrays(columns, schema=FOUND).filter(pa.array(goes))
         name = f"found/{self.number}/{job.id}.parquet"
         files = (write_table(self.dataset.storage, name, found),) if found.num_rows else ()
-        stored = pc.sum(rows["stored"].filter(pa.array(goes))).as_py() or 0
-        extra = {word: number for word, number in (("stored", stored), ("unreadable", unreadable)) if number}
-        counts = Counts(rows.num_rows, rows.num_rows - found.num_rows, Counter(found["why"].to_pylist()), extra)
+        tallies["stored"] = pc.sum(rows["stored"].filter(pa.array(goes))).as_py() or 0
+        counts = Counts(rows.num_rows, rows.num_rows - found.num_rows, Counter(found["why"].to_pylist()), +tallies)
         return Outcome(counts, files)
 
-    def _ask_about_images(self, file: str, rows: pa.Table, why: Words) -> int:
-        """Note in `why` what the list says of stored images. Returns how many of them could not be decoded.
+    def _ask_about_images(self, file: str, rows: pa.Table, matches: Sequence[list[Match]]) -> int:
+        """Add to `matches` what the list says of stored images. Returns how many of them could not be decoded.
 
         Bytes are read for perceptual hashes, and for SHA-256 where the table has none of the bytes as they came.
         """
@@ -93,21 +93,26 @@ class Find(Step):
         lacks_hash = [sha256 is None for sha256 in rows["sha256"].to_pylist()]
         if shard is None or not (self.listed.phashes or (self.listed.sha256s and any(lacks_hash))):
             return 0
-        places = {uid: at for at, uid in enumerate(rows["uid"].to_pylist()) if why[at] is None}
+        places = {uid: at for at, uid in enumerate(rows["uid"].to_pylist())}
         samples = {uid: parts for uid, parts in members_of(self.source, shard).items() if uid in places}
         read = read_samples(self.source.storage, self.source.tar(shard), list(samples.values()))
         num_unreadable = 0
         for uid, parts in zip(samples, read, strict=True):
             at = places[uid]
             for data in (data for ending, data in parts.items() if ending in IMAGE_ENDINGS):
-                if lacks_hash[at] and self.listed.denies_bytes(hashlib.sha256(data).hexdigest()):
-                    why[at] = "sha256"
+                if lacks_hash[at]:
+                    matches[at].extend(self.listed.of_bytes(hashlib.sha256(data).hexdigest()))
                 try:
-                    if self.listed.phashes and self.listed.denies_pixels(perceptual_hash_of_bytes(data)):
-                        why[at] = "phash"
+                    if self.listed.phashes:
+                        matches[at].extend(self.listed.of_pixels(perceptual_hash_of_bytes(data)))
                 except (OSError, ValueError, SyntaxError):  # what Pillow raises for broken files
                     num_unreadable += 1
         return num_unreadable
+
+
+def lines_matched(counts: Counts) -> list[int]:
+    """Numbers of the list's lines that some row matches."""
+    return sorted(int(word.removeprefix(LINE)) for word in counts.extra if word.startswith(LINE))
 
 
 def matched_table(number: int) -> str:
@@ -126,12 +131,9 @@ def gather(work: Dataset, number: int) -> pa.Table:
     return table
 
 
-def _listed_as(listed: DenyList, row: Mapping[str, Any]) -> str | None:
+def _listed_as(listed: DenyList, row: Mapping[str, Any]) -> list[Match]:
     """What of the list a row matches: uid, url, domain, page_domain, or sha256 of the bytes as they came."""
-    if row["uid"] in listed.uids:
-        return "uid"
-    if row["url"] and (denied := listed.denies_url(row["url"])):
-        return denied.removeprefix("denied_")
-    if row["page_url"] and listed.denies_url(row["page_url"]) == "denied_domain":
-        return "page_domain"
-    return "sha256" if row["sha256"] and listed.denies_bytes(row["sha256"]) else None
+    found = [("uid", listed.uids[row["uid"]])] if row["uid"] in listed.uids else []
+    found += listed.of_url(row["url"] or "")
+    found += [(f"page_{kind}", line) for kind, line in listed.of_url(row["page_url"] or "") if kind == "domain"]
+    return [*found, *listed.of_bytes(row["sha256"] or "")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,21 @@ from infra.executors import LocalExecutor
 from infra.indexing import INDEXING
 from infra.jobs import Executor, RunOptions, Step, StepResult, require, run_jobs
 from infra.ledger import Counts
+from infra.log import get_logger
 from infra.progress import Progress
 from infra.removed import OPEN, REMOVED, REMOVING, SCHEMA, TOMBSTONES, RemovedRows
 from infra.selection import Selection, selections, summary_file
 from infra.tables import read_table, write_table
 from pipeline.download.deny import DenyList
-from pipeline.remove.find import Find, gather
+from pipeline.remove.find import Find, gather, lines_matched
 from pipeline.remove.purge import FOUND, Purge
 from pipeline.reshard.run import RESHARDED
 
+log = get_logger("remove")
+
 SCOPE = "scope.json"  # beside found.parquet: the tables that hold such rows
 PAGES = ".html"  # reports, which show pictures and addresses: they are written again at any time
+NUM_SHOWN = 5
 STORING = ("download", "reshard", INDEXING)
 
 Run = Callable[[Step], StepResult]
@@ -45,11 +49,16 @@ class Found:
     files: list[str]
     num_stored: int
     num_unreadable: int  # stored images that no perceptual hash could be taken of
+    matched: list[int]  # numbers of the list's lines that some row matches
 
     def by_match(self) -> dict[str, int]:
         """Distinct uids by what they match."""
         pairs = zip(self.rows["uid"].to_pylist(), self.rows["why"].to_pylist(), strict=True)
         return dict(sorted(Counter(dict(pairs).values()).items()))
+
+    def lines_without(self, listed: DenyList) -> list[str]:
+        """The list's lines that match no row."""
+        return [text for number, text in listed.lines.items() if number not in self.matched]
 
 
 def remove(
@@ -76,12 +85,17 @@ def remove(
     work = _work(dataset)
     if _opened(dataset) != listed.digest:
         if _opened(dataset) is not None and work.storage.exists(FOUND):
-            _carry_out(dataset, work, run)  # of another list
+            _carry_out(dataset, work, _kept(work), run)  # of another list
         dataset.storage.remove_folder(REMOVING)
         dataset.storage.commit_bytes(OPEN, json.dumps({"list": listed.digest}).encode() + b"\n")
     if not work.storage.exists(FOUND):
         _keep(work, find_all(dataset, work, listed, run))
-    return {**_carry_out(dataset, work, run), "resharded": list(_resharded(dataset, path))}
+    found = _kept(work)
+    facts = _carry_out(dataset, work, found, run)
+    unmatched = found.lines_without(listed)
+    if unmatched:
+        log.warning("%s", unmatched_text(unmatched))
+    return {**facts, "unmatched": unmatched, "resharded": list(_resharded(dataset, path))}
 
 
 def load_list(path: str) -> DenyList:
@@ -92,6 +106,12 @@ def load_list(path: str) -> DenyList:
             f"--list {path}: names nothing; write url:…, domain:…, uid:…, sha256:… or phash:…, a line each"
         )
     return listed
+
+
+def unmatched_text(lines: Sequence[str]) -> str:
+    """That lines match nothing, with the first of them."""
+    more = ", …" if len(lines) > NUM_SHOWN else ""
+    return f"{len(lines):,} lines of the list match nothing that is here: {', '.join(lines[:NUM_SHOWN])}{more}"
 
 
 def plan_text(dataset: Dataset, path: str) -> list[str]:
@@ -108,6 +128,8 @@ def plan_text(dataset: Dataset, path: str) -> list[str]:
         lines.append(
             f"  {found.num_unreadable:,} stored images cannot be decoded: whether they are listed is not known"
         )
+    if unmatched := found.lines_without(listed):
+        lines.append(f"  {unmatched_text(unmatched)}")
     removed = RemovedRows(found.rows)
     stems = {name.rpartition("/")[2].rpartition(".")[0] for name in found.files}
     for name in selections(dataset):
@@ -129,26 +151,37 @@ def find_all(dataset: Dataset, work: Dataset, listed: DenyList, run: Run) -> Fou
         result = run(step)
         rows = gather(work, number)
         if number == 0:
-            num_unreadable = result.counts.extra.get("unreadable", 0)
+            first = result.counts
         if rows.num_rows in (0, num_before):
             break
         number, num_before = number + 1, rows.num_rows
     marks = work.ledger.done(step.name)
     files = [job.payload["file"] for job in step.plan() if marks[job.id].counts.num_dropped]
-    return Found(rows, files, result.counts.extra.get("stored", 0), num_unreadable)
+    num_stored, num_unreadable = result.counts.extra.get("stored", 0), first.extra.get("unreadable", 0)
+    return Found(rows, files, num_stored, num_unreadable, lines_matched(first))
 
 
 def _keep(work: Dataset, found: Found) -> None:
     """Publish what goes; from now on the removal is finished by whoever runs next."""
-    scope = {"files": found.files, "stored": found.num_stored, "unreadable": found.num_unreadable}
+    scope = {
+        "files": found.files,
+        "stored": found.num_stored,
+        "unreadable": found.num_unreadable,
+        "matched": found.matched,
+    }
     work.storage.commit_bytes(SCOPE, json.dumps(scope).encode() + b"\n")
     write_table(work.storage, FOUND, found.rows)
 
 
-def _carry_out(dataset: Dataset, work: Dataset, run: Run) -> dict[str, Any]:
-    """Purge what FOUND names, and close the removal."""
+def _kept(work: Dataset) -> Found:
+    """What `_keep` has published."""
     scope = json.loads(work.storage.read(SCOPE))
-    found = Found(read_table(work.storage, FOUND), scope["files"], scope["stored"], scope["unreadable"])
+    rows = read_table(work.storage, FOUND)
+    return Found(rows, scope["files"], scope["stored"], scope["unreadable"], scope["matched"])
+
+
+def _carry_out(dataset: Dataset, work: Dataset, found: Found, run: Run) -> dict[str, Any]:
+    """Purge what was found, and close the removal."""
     judged: dict[str, int] = {}
     pages: list[str] = []
     if found.rows.num_rows:

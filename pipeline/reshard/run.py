@@ -77,7 +77,7 @@ def check(source: Dataset, out: Dataset, name: str) -> tuple[Selection, Rows]:
 
 
 def check_place(source: Dataset, out: Dataset) -> None:
-    """Whether `out` may be written: a folder apart from the source's, that holds nothing or what we have begun there."""
+    """Whether `out` may be written: a folder apart from the source's, with no tables but those begun here."""
     one, other = _folder(source), _folder(out)
     if one == other:
         raise UsageError(f"{out.storage.url}: --out is the dataset itself; give another folder")

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -338,7 +339,7 @@ def test_a_removal_stopped_anywhere_is_finished_by_the_same_command(made, web, r
 def test_a_removal_that_was_cut_off_is_finished_before_another_list_is_taken_up(dataset, web, tmp_path) -> None:
     path = listing(tmp_path, *lines_of(web))
     rows = stored(dataset)
-    assert stops_before("00001.tar", lambda: remove(dataset, path, LocalExecutor()))
+    assert stops_before("00002.tar", lambda: remove(dataset, path, LocalExecutor()))
     assert dataset.storage.exists("ledger/removing/found.parquet")
     facts = take_down(dataset, tmp_path, f"url:{web.url}/12.png")
     assert facts["by_match"] == {"url": 1}
@@ -418,7 +419,34 @@ def test_a_list_that_matches_nothing_changes_nothing(dataset, tmp_path) -> None:
     before = published(Path(dataset.storage.url))
     facts = take_down(dataset, tmp_path, "url:http://nowhere.example/", f"sha256:{'0' * 64}")
     assert (facts["removed"], facts["dropped"], facts["deleted"]) == (0, {}, [])
+    assert facts["unmatched"] == ["url:http://nowhere.example/", f"sha256:{'0' * 64}"]
     assert published(Path(dataset.storage.url)) == before
+
+
+def test_lines_that_match_nothing_are_told(dataset, web, tmp_path) -> None:
+    row = next(row for row in stored(dataset) if row["url"].endswith("/6.png"))
+    phash = perceptual_hash_of_bytes(row["image"])
+    of_the_row = [
+        f"uid:{row['uid'].hex()}",
+        f"url:{row['url'].replace('http', 'HTTP').replace('/6.png', '/%36.png')}#top",
+        "domain:page6.example",
+        f"sha256:{row['sha256']}",
+        f"phash:{phash:016x}/0",
+    ]
+    of_none = [
+        "url:http://nowhere.example/",
+        "domain:nowhere.example",
+        f"uid:{'f' * 32}",
+        f"phash:{~phash & 2**64 - 1:016x}",
+    ]
+    path = listing(tmp_path, *of_the_row, *of_none)
+    lines = plan_text(dataset, path)
+    assert any(f"4 lines of the list match nothing that is here: {', '.join(of_none)}" in line for line in lines)
+    with mock.patch("pipeline.remove.run.log") as log:
+        assert stops_before("00002.tar", lambda: remove(dataset, path, LocalExecutor()))
+        facts = remove(dataset, path, LocalExecutor())  # told by the run that ends it
+    assert (facts["by_match"], facts["unmatched"]) == ({"uid": 1}, of_none)
+    assert of_none[0] in log.warning.call_args.args[-1]
 
 
 @pytest.mark.ray
