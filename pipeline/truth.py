@@ -14,6 +14,7 @@ import yaml
 from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.miniweb import MiniwebConfig
+from infra.removed import REMOVED
 from infra.selection import Selection
 
 UNKNOWN = "unknown"  # the kind of captions that are not of the small web
@@ -50,7 +51,7 @@ def truth_of(dataset: Dataset) -> pa.Table | None:
 
 
 def told_rows(chosen: Selection, truth: pa.Table) -> Iterator[ToldRow]:
-    """The web's captions of a selection in its order, each with its truth."""
+    """The web's captions of a selection in its order, each with its truth; but for those that were removed since."""
     rules = chosen.summary["rules"]
     fell_by = {reason: number for number, told in enumerate(rules) for reason in told["dropped"]}
     captions, pictures = _facts(truth)
@@ -59,7 +60,8 @@ def told_rows(chosen: Selection, truth: pa.Table) -> Iterator[ToldRow]:
         rows = held.read(shard, []).select(["uid", "url", "caption"]).to_pylist()
         pairs = {row["uid"]: (row["url"], row["caption"]) for row in rows}
         for row in chosen.read(shard, ["uid", "source", "reason"]).to_pylist():
-            if row["source"] == "web":
+            # A row that was taken down says nothing of a rule, and its pair is gone.
+            if row["source"] == "web" and row["reason"] != REMOVED and row["uid"] in pairs:
                 url, caption = pairs[row["uid"]]
                 place = len(rules) if row["reason"] is None else fell_by[row["reason"]]
                 yield _told(place, url, captions.get((url, caption)), pictures.get(url, url))
@@ -92,6 +94,7 @@ def _facts(truth: pa.Table) -> tuple[dict[tuple[str, str], dict[str, Any]], dict
 
 
 def _port_of(dataset: Dataset) -> int:
-    """The port in the url of the first row: a recipe that took any free one does not say which."""
+    """The port in the first url of the rows: a recipe that took any free one does not say which."""
     rows = Rows(dataset)
-    return urlsplit(rows.read(rows.shards[0], [])["url"][0].as_py()).port or 80
+    found = (url for shard in rows.shards for url in rows.read(shard, [])["url"].drop_null().to_pylist())
+    return urlsplit(next(found, "")).port or 80

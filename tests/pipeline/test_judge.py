@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from filters.rows import Rows
 from filters.rules import parse_rule
 from infra.dataset import Dataset
 from infra.miniweb.plan import plan_site
 from infra.miniweb.truth import SCHEMA as TRUTH
 from infra.miniweb.truth import truth_table
-from infra.selection import SCHEMA, selection_table, summary_file
+from infra.removed import REMOVED
+from infra.selection import SCHEMA, Selection, selection_table, summary_file
 from infra.tables import write_table
 from pipeline.judge import Judgement, Tally, judge, judgement_rows, kind_rows, unguarded, weigh
 from pipeline.truth import EDITS, UNKNOWN, ToldRow, truth_of
@@ -105,6 +107,32 @@ def test_precision_and_recall_are_those_that_a_person_counts(tmp_path: Path) -> 
     assert lines[0] == ["not boilerplate", "boilerplate", "9", "3", "0.667 (2 of 3)", "0.667 (2 of 3)", ""]
     assert {len(line) for line in lines} == {len(heads)}
     assert kind_rows([stock], ["true", "missing"])[1] == ["not boilerplate", "1 of 4", "–"]
+
+
+def test_rows_that_were_removed_since_are_not_judged(tmp_path: Path) -> None:
+    rule = {"where": "not boilerplate", "reason": "stock"}
+    rows = [("http://web/1", "logo", "stock"), ("http://web/2", "a cat", None), ("http://web/3", "a dog", None)]
+    told = truth(*(img(url, text, caption_kind="boilerplate" if text == "logo" else "true") for url, text, _ in rows))
+    dataset = place(tmp_path, rows, rule)
+    left = Rows(dataset).read("00000", [])
+    write_table(dataset.storage, "00000.parquet", left.slice(1, 1))  # a kept row goes, and one that had fallen
+    judged = Selection(dataset, "s").read("00000").set_column(4, "reason", pa.array(["stock", None, REMOVED]))
+    write_table(dataset.storage, selection_table("s", "00000"), judged)
+    stock, whole = judge(dataset, "s", told)
+    assert (stock.rows, stock.bad, stock.good) == (Tally(0, 1), Tally(), Tally(0, 1))
+    assert whole.rows == Tally(0, 1)
+
+
+def test_the_port_is_told_by_the_first_row_that_has_a_url(tmp_path: Path) -> None:
+    dataset = place(tmp_path, [("http://web:81/1", "a", None)])
+    rows = Rows(dataset).read("00000", [])
+    blank = rows.set_column(2, "url", pa.array([None], pa.string()))
+    write_table(dataset.storage, "00000.parquet", blank)  # as a removal leaves it
+    write_table(dataset.storage, "00001.parquet", pa.concat_tables([blank, rows]))
+    dataset.storage.commit_bytes("recipe.yaml", b"miniweb: {pages: 3, seed: 7, port: 0}\n")
+    found = truth_of(dataset)
+    assert found is not None
+    assert found.equals(truth_table(plan_site(3, 7, 81)))
 
 
 BAD = {
