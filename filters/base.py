@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from filters.pixels import decode
+from filters.pixels import decode, grey
 from filters.rows import Rows
 from infra.jobs import Resources, Step
 from infra.recipe import Config
@@ -32,6 +32,11 @@ class Batch:
     def pixels(self) -> list[Pixels | None]:
         """An image each, (H, W, 3) uint8 RGB; None where there is none or it cannot be decoded."""
         return [None if pair.image is None else decode(pair.image) for pair in self.pairs]
+
+    @cached_property
+    def greys(self) -> list[Pixels | None]:
+        """The same in grey, (H, W) uint8."""
+        return [None if pixels is None else grey(pixels) for pixels in self.pixels]
 
     @cached_property
     def captions(self) -> list[tuple[Pair, Caption]]:

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from filters.base import Batch, Scorer, column
 from filters.phash import SIDE, coarse_hashes, fine_hashes, miniature
-from filters.pixels import grey
 
 SHA256_BYTES = 32
 
@@ -44,10 +43,10 @@ class Duplicates(Scorer):
         """A row for each pair."""
         digests = [None if pair.image is None else hashlib.sha256(pair.image).digest() for pair in batch.pairs]
         pictures = np.zeros((len(digests), SIDE, SIDE), np.uint8)
-        for picture, pixels in zip(pictures, batch.pixels, strict=True):
-            if pixels is not None:
-                picture[:] = miniature(grey(pixels))
-        unknown = np.array([pixels is None for pixels in batch.pixels], bool)
+        for picture, levels in zip(pictures, batch.greys, strict=True):
+            if levels is not None:
+                picture[:] = miniature(levels)
+        unknown = np.array([levels is None for levels in batch.greys], bool)
         arrays = [pa.array(digests, pa.binary(SHA256_BYTES))]
         arrays += [pa.array(hashes(pictures), mask=unknown) for hashes in (coarse_hashes, fine_hashes)]
         return pa.Table.from_arrays(arrays, schema=self.columns)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from filters.base import Batch, Scorer, column
-from filters.pixels import Pixels, grey
+from filters.pixels import Pixels
 
 COPY_SIDE = 128
 LEVELS = 256
@@ -48,7 +48,7 @@ class Image(Scorer):
 
     def score(self, batch: Batch) -> pa.Table:
         """A row for each pair."""
-        rows = [{} if pixels is None else _measure(grey(pixels)) for pixels in batch.pixels]
+        rows = [{} if levels is None else _measure(levels) for levels in batch.greys]
         return pa.Table.from_pylist(rows, schema=self.columns)
 
 
