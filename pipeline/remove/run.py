@@ -29,6 +29,7 @@ from infra.tables import read_table, write_table
 from pipeline.download.deny import DenyList
 from pipeline.remove.find import Find, gather, lines_matched
 from pipeline.remove.purge import FOUND, Purge
+from pipeline.remove.subsets import subsets_with
 from pipeline.reshard.run import RESHARDED
 
 log = get_logger("remove")
@@ -92,10 +93,12 @@ def remove(
         _keep(work, find_all(dataset, work, listed, run))
     found = _kept(work)
     facts = _carry_out(dataset, work, found, run)
-    unmatched = found.lines_without(listed)
+    unmatched, subsets = found.lines_without(listed), subsets_with(dataset, RemovedRows.of(dataset.storage))
     if unmatched:
         log.warning("%s", unmatched_text(unmatched))
-    return {**facts, "unmatched": unmatched, "resharded": list(_resharded(dataset, path))}
+    for name in subsets:
+        log.warning("%s", subset_text(dataset, name))
+    return {**facts, "unmatched": unmatched, "subsets": subsets, "resharded": list(_resharded(dataset, path))}
 
 
 def load_list(path: str) -> DenyList:
@@ -112,6 +115,11 @@ def unmatched_text(lines: Sequence[str]) -> str:
     """That lines match nothing, with the first of them."""
     more = ", …" if len(lines) > NUM_SHOWN else ""
     return f"{len(lines):,} lines of the list match nothing that is here: {', '.join(lines[:NUM_SHOWN])}{more}"
+
+
+def subset_text(dataset: Dataset, name: str) -> str:
+    """That a subset file lists removed uids, with the mend."""
+    return f"{dataset.storage.file_url(name)}: lists removed uids, not changed; write it anew with select --npy"
 
 
 def plan_text(dataset: Dataset, path: str) -> list[str]:
@@ -140,6 +148,7 @@ def plan_text(dataset: Dataset, path: str) -> list[str]:
         )
         if num_kept:
             lines.append(f"  selection {name}: {num_kept:,} rows that it keeps")
+    lines += [f"  {subset_text(dataset, name)}" for name in subsets_with(dataset, removed)]
     return [*lines, *(f"  made of this dataset, not changed: {each['dataset']}" for each in _resharded(dataset, path))]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,7 @@ from filters.phash import perceptual_hash_of_bytes
 from filters.rules import SelectRecipe
 from filters.score import score
 from filters.select import select
+from filters.subset import write_subset
 from infra.dataset import Dataset
 from infra.errors import StepError, UsageError
 from infra.executors import LocalExecutor
@@ -447,6 +449,20 @@ def test_lines_that_match_nothing_are_told(dataset, web, tmp_path) -> None:
         facts = remove(dataset, path, LocalExecutor())  # told by the run that ends it
     assert (facts["by_match"], facts["unmatched"]) == ({"uid": 1}, of_none)
     assert of_none[0] in log.warning.call_args.args[-1]
+
+
+def test_subset_files_that_still_list_a_removed_row_are_named(dataset, web, tmp_path) -> None:
+    rows = {row["url"].rpartition("/")[2]: row["uid"] for row in stored(dataset)}
+    held, apart = sorted([rows["6.png"], rows["7.png"]]), [rows["8.png"]]
+    for name, uids in (("good.npy", held), ("subsets/apart.npy", apart), ("empty.npy", [])):
+        url = dataset.storage.file_url(name)
+        Path(url).parent.mkdir(exist_ok=True)
+        write_subset(url, len(uids), [pa.chunked_array([pa.array(uids, pa.binary(16))])])
+    np.save(dataset.storage.file_url("embeddings.npy"), np.zeros((4, 2)))
+    lines = plan_text(dataset, listing(tmp_path, f"url:{web.url}/6.png"))
+    assert [line.split(": ")[0].rpartition("/")[2] for line in lines if "npy" in line] == ["good.npy"]
+    assert take_down(dataset, tmp_path, f"url:{web.url}/6.png")["subsets"] == ["good.npy"]
+    assert take_down(dataset, tmp_path, "url:http://nowhere.example/")["subsets"] == ["good.npy"]
 
 
 @pytest.mark.ray
