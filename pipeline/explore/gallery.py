@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from filters.safety import is_doubtful, is_safety_column
+from filters.safety import are_doubtful
 from infra.recipe import Config
 from infra.sample import UID_BYTES
 from infra.tables import read_table
@@ -54,9 +54,12 @@ class Gallery:
             f"SELECT rowid, shard, uid, source, n, {fate(conditions)} AS fate{named} FROM rows WHERE {where} "
             f"ORDER BY {order}, mix, rowid LIMIT {PAGE + 1} OFFSET {view.page * PAGE}"
         )
-        texts = self._texts([row[1:5] for row in found[:PAGE]])
-        items = [self._item(row, conditions, texts) for row in found[:PAGE]]
-        return {"items": items, "has_more": len(found) > PAGE}
+        shown = found[:PAGE]
+        texts = self._texts([row[1:5] for row in shown])
+        doubts = self._doubts(shown, texts)
+        items = [self._item(row, conditions, texts) for row in shown]
+        ready = [item | {"is_doubtful": is_so} for item, is_so in zip(items, doubts, strict=True)]
+        return {"items": ready, "has_more": len(found) > PAGE}
 
     def _chosen(self, asked: Sequence[Asked], conditions: Sequence[Condition], view: View) -> tuple[str, str]:
         """Which rows a view shows and in which order, as SQL."""
@@ -95,13 +98,19 @@ class Gallery:
                     texts[(row["uid"], source, row["n"])] = own | {"caption": row["text"]}
         return texts
 
+    def _doubts(self, rows: Sequence[tuple[Any, ...]], texts: Mapping[tuple[bytes, str, int], Any]) -> list[bool]:
+        """Which pictures are doubtful: asked of the tables, for columns that cannot be cut are not in memory."""
+        loaded = self.explorer.loaded
+        named = [{"shard": loaded.shards[number], "uid": uid, "key": texts.get((uid, source, n), {}).get("key")}
+                 for _, number, uid, source, n, *_ in rows]  # fmt: skip
+        return are_doubtful(loaded.rows.dataset, named)
+
     def _item(
         self, row: tuple[Any, ...], conditions: Sequence[Condition],
         texts: Mapping[tuple[bytes, str, int], Mapping[str, Any]],
     ) -> dict[str, Any]:  # fmt: skip
         number, _, uid, source, n, code, *values = row
         text = texts.get((uid, source, n), {})
-        columns = self.explorer.loaded.columns
         place, kind = divmod(code - 1, 2)
         return {
             "row": number,
@@ -112,10 +121,6 @@ class Gallery:
             "page_url": link(text.get("page_url")),
             "rule": conditions[place].at if code else None,  # the first that it fails
             "is_missing": bool(code) and kind == 1,
-            "is_doubtful": any(
-                is_safety_column(column.name) and is_doubtful(value)
-                for column, value in zip(columns, values, strict=True)
-            ),
             "values": [_as_json(value) for value in values],
         }
 

@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from filters.decide import fallen_table
 from filters.joined import score_tables
-from filters.safety import is_doubtful, is_safety_column
 from infra.removed import REMOVED
 from infra.selection import Selection, selections
 from infra.tables import KEYS, urls
@@ -188,30 +187,12 @@ def _ranks(values: Sequence[float]) -> list[int]:
 
 
 def _pictures(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[bytes, Picture]:
-    """Pictures by uid; blurred where a safety column says that they may be unfit, or says nothing."""
+    """Pictures of stored rows, by uid."""
     uids = list(dict.fromkeys(row["uid"] for row in rows))
     found = source.query(
         "SELECT * FROM rows WHERE is_stored AND list_contains($uids, uid)", {"uids": uids}
     ) if uids else []  # fmt: skip
-    doubtful = _doubtful(source, uids)
-    return {picture.row["uid"]: picture for picture in pictures_of(source, found, blurred=doubtful)}
-
-
-def _doubtful(source: Source, uids: Sequence[bytes]) -> set[bytes]:
-    found: set[bytes] = set()
-    for table, schema in score_tables(source.dataset).items():
-        for name in schema.names:
-            if is_safety_column(name):
-                known = _lookup(source, table, name, uids)
-                found |= {uid for uid in uids if any(is_doubtful(value) for value in known.get(uid, [None]))}
-    return found
-
-
-def _lookup(source: Source, table: str, name: str, uids: Sequence[bytes]) -> dict[bytes, list[Any]]:
-    found: dict[bytes, list[Any]] = {}
-    for row in _scores(source, table, name, uids):
-        found.setdefault(row["uid"], []).append(row["value"])
-    return found
+    return {picture.row["uid"]: picture for picture in pictures_of(source, found)}
 
 
 def _values(

@@ -53,7 +53,7 @@ def verdicts(source: Source, seen: Overview) -> Section | None:
         return None
     intro = (
         f"Up to {NUM_PER_REASON} of each, drawn at random with a fixed seed. Pictures of denied rows are not shown; "
-        "those that a safety score doubts are blurred."
+        "those that a safety score doubts, or does not know, are blurred."
     )
     return Section("Kept and dropped", "verdicts", intro, {"albums": albums})
 

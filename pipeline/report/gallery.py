@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
+from filters.safety import are_doubtful
 from infra.errors import DatasetError
 from infra.shards import IMAGE_ENDINGS, Member, list_members, read_at
 from infra.tables import urls
@@ -43,10 +44,13 @@ def stored_pictures(source: Source, seed: int, limit: int) -> list[Picture]:
     return pictures_of(source, rows)
 
 
-def pictures_of(source: Source, rows: Sequence[dict[str, Any]], blurred: Collection[bytes] = ()) -> list[Picture]:
-    """Stored rows with their thumbnails; those of the uids `blurred` are blurred before they reach the page."""
+def pictures_of(source: Source, rows: Sequence[dict[str, Any]]) -> list[Picture]:
+    """Stored rows with their thumbnails; doubtful pictures are blurred before they reach the page."""
     places = _places(source, rows)
-    return [_picture(source, row, places.get((row["shard"], row["key"])), row["uid"] in blurred) for row in rows]
+    return [
+        _picture(source, row, places.get((row["shard"], row["key"])), is_doubtful)
+        for row, is_doubtful in zip(rows, are_doubtful(source.dataset, rows), strict=True)
+    ]
 
 
 def thumbnail(data: bytes, is_blurred: bool = False) -> str:

@@ -94,6 +94,8 @@ def pictures(source: Source, seen: Overview) -> Section | None:
         return None
     shown = stored_pictures(source, SEED, NUM_PICTURES)
     intro = f"{len(shown)} of {seen.downloaded.num_stored:,}, drawn at random with a fixed seed."
+    if any(picture.is_blurred for picture in shown):
+        intro += " Those that a safety score doubts, or does not know, are blurred."
     return Section("Stored pairs", "pictures", intro, {"pictures": shown, "num_open": NUM_PICTURES // 2})
 
 

@@ -140,9 +140,9 @@ class Source:
             self.connection.execute(f"CREATE VIEW {view} AS SELECT {nothing}, NULL::VARCHAR AS filename WHERE false")
             return False
         table = f"read_parquet({_literals(files)}, union_by_name = true, filename = true)"
-        present = {row["column_name"] for row in self.query(f"DESCRIBE SELECT * FROM {table}")}
+        present = {row["column_name"]: row["column_type"] for row in self.query(f"DESCRIBE SELECT * FROM {table}")}
         chosen = ", ".join(
-            f'TRY_CAST("{column}" AS {kind}) AS {column}' if column in present else f"NULL::{kind} AS {column}"
+            f"{_cast(column, present[column], kind)} AS {column}" if column in present else f"NULL::{kind} AS {column}"
             for column, kind in columns.items()
         )
         self.connection.execute(f"CREATE VIEW {view} AS SELECT {chosen}, filename FROM {table}")
@@ -156,6 +156,11 @@ class Source:
                 coalesce(lower(regexp_extract(url, {_HOST}, 1)), '') AS host,
                 regexp_extract(filename, '([^/]+)\\.parquet$', 1) AS shard
             FROM raw_rows""")
+
+
+def _cast(column: str, given: str, wanted: str) -> str:
+    # DataComp's uids are hex digits.
+    return f'TRY(unhex("{column}"))' if (given, wanted) == ("VARCHAR", "BLOB") else f'TRY_CAST("{column}" AS {wanted})'
 
 
 def _literals(texts: Iterable[str]) -> str:

@@ -6,9 +6,12 @@ import tarfile
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from filters.imports import import_table
 from infra.errors import DatasetError
+from infra.executors import LocalExecutor
 from infra.tables import read_table, write_table
 from pipeline.explore.counts import Explorer
 from pipeline.explore.gallery import PAGE, Gallery, View
@@ -137,6 +140,20 @@ def test_what_a_safety_column_doubts_or_does_not_know_is_marked(builder, column,
     assert [found[uid.hex()] for uid in uids] == doubtful
 
 
+def test_a_safety_column_that_cannot_be_cut_or_is_the_row_s_own_or_was_imported_counts_too(builder, tmp_path):
+    rows = [{"caption": str(at), "url": f"http://h.test/{at}", "NSFW": "UNLIKELY"} for at in range(4)]
+    uids = builder.shard("00000", rows)
+    builder.scores("one_value", "00000", uids, nsfw=pa.array([0.1] * 4))
+    assert [item["is_doubtful"] for item in Look(builder).all([], side="kept")] == [False] * 4
+    told = tmp_path / "told.parquet"
+    pq.write_table(pa.table({"url": ["http://h.test/1", "http://h.test/2"], "punsafe": [0.9, 0.1]}), told)
+    import_table(builder.dataset, [str(told)], "laion", LocalExecutor())
+    found = {item["uid"]: item["is_doubtful"] for item in Look(builder).all([], side="kept")}
+    assert [found[uid.hex()] for uid in uids] == [True, True, False, True]  # of two rows it says nothing
+    builder.scores("one_value", "00000", uids, nsfw=pa.array(["NSFW"] * 4))
+    assert [item["is_doubtful"] for item in Look(builder).all([], side="kept")] == [True] * 4
+
+
 def test_images_come_as_they_are_stored(look, scored):
     stored = {}
     for shard in scored.dataset.shards():
@@ -181,8 +198,6 @@ def test_what_is_removed_while_the_page_is_open_is_not_shown_from_memory(builder
 
 
 def test_without_a_download_there_are_rows_but_no_images(tmp_path):
-    import pyarrow.parquet as pq
-
     from infra.dataset import Dataset
 
     table = pa.table({"url": ["http://h.test/a", "http://h.test/b"], "caption": ["a", "b"], "score": [1.5, 2.5]})

@@ -18,8 +18,10 @@ from filters.score import score
 from filters.select import select
 from infra.executors import LocalExecutor
 from infra.selection import Selection
+from infra.tables import read_table, write_table
 from pipeline.report import write_report
 from pipeline.report.chosen import album, duplicates, overlaps
+from pipeline.report.gallery import stored_pictures
 from pipeline.report.scored import NUM_BINS, Cut, score_columns
 from pipeline.report.source import Source
 from tests.pipeline.report.conftest import Builder, drawn_jpeg
@@ -134,6 +136,36 @@ def test_doubtful_pictures_are_blurred_before_they_reach_the_page(curated: Build
         [detail(str(one.thumbnail)) for one in pictures if one.is_blurred is kind] for kind in (True, False)
     )
     assert max(blurred) < min(sharp)
+
+
+@pytest.mark.parametrize("is_hex", [False, True])
+def test_what_the_rows_own_columns_doubt_or_do_not_know_is_blurred_in_every_gallery(
+    builder: Builder, is_hex: bool
+) -> None:
+    rows = [{"url": f"http://a.test/{at}.jpg", "caption": f"{at % 2}", "size": (80, 60)} for at in range(6)]
+    builder.shard("00000", rows, marked=False)
+    own = read_table(builder.storage, "00000.parquet")
+    own = own.append_column("NSFW", pa.array(["UNLIKELY", "UNSURE", None, "NSFW", "UNLIKELY", "UNLIKELY"]))
+    own = own.append_column("punsafe", pa.array([0.1, 0.1, 0.1, 0.1, float("nan"), 0.1]))
+    if is_hex:
+        own = own.set_column(0, "uid", pa.array([uid.hex() for uid in own["uid"].to_pylist()]))
+    write_table(builder.storage, "00000.parquet", own)
+    rules = [{"where": "caption = '0'", "reason": "odd"}, {"unique": "caption"}]
+    select([builder.dataset], SelectRecipe(rules=rules), "s", LocalExecutor())
+    opened = Source(builder.storage.url)
+    first = stored_pictures(opened, 0, 6)
+    shown = [one.picture for group in album(opened, Selection(builder.dataset, "s"), 0).groups for one in group.shown]
+    (group,) = duplicates(opened, Selection(builder.dataset, "s"))
+    for pictures in (first, shown, [group.kept, *(picture for picture, _ in group.fell)]):
+        blurred = {int(picture.row["key"][-4:]): picture.is_blurred for picture in pictures}
+        assert len(blurred) == len(pictures) > 2
+        assert blurred == {at: at in (1, 2, 3, 4) for at in blurred}
+    opened.close()
+    write_report(builder.storage.url, builder.storage.path("report.html"))
+    page = Path(builder.storage.path("report.html")).read_text(encoding="utf-8")
+    assert page.count("blurred · ") == sum(
+        picture.is_blurred for picture in [*first, *shown, group.kept, *(picture for picture, _ in group.fell)]
+    )
 
 
 def test_a_removed_or_denied_row_is_never_shown(curated: Builder, source: Source) -> None:
