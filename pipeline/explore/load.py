@@ -98,7 +98,8 @@ def _explorable(rows: Rows) -> tuple[dict[Column, str], dict[str, str]]:
     held = Counter(name for schema in schemas.values() for name in schema.names)
     left_out: dict[str, str] = {}
     for table in list(schemas):
-        num_done = len(set(rows.shards).intersection(rows.dataset.ledger.done(SCORES + table)))
+        # By its files: one job may have made them all.
+        num_done = len(set(rows.shards).intersection(rows.dataset.ledger.tables(SCORES + table, f"scores/{table}")))
         if num_done < len(rows.shards):
             left_out[table] = f"scored in {num_done} of {len(rows.shards)} shards so far"
             del schemas[table]

@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filters.imports import import_table
+from filters.score import score
 from infra.dataset import Dataset
 from infra.errors import DatasetError
+from infra.executors import LocalExecutor
 from infra.ledger import Counts
 from infra.tables import KEYS, write_table
 from pipeline.explore.load import Loaded, load
@@ -125,6 +128,23 @@ def test_a_table_that_is_not_finished_is_left_out_and_named(builder):
     # Rules must name the table all the same: to them, half is there.
     assert [column.path for column in loaded.columns] == ["whole.score", "row.width"]
     assert loaded.left_out == {"half": "scored in 1 of 2 shards so far"}
+
+
+def test_tables_that_one_job_made_for_all_shards_are_there_and_those_of_further_shards_are_told(builder, tmp_path):
+    rows = [{"caption": "logo" if at else "a cat", "url": f"http://h.test/{at}"} for at in range(3)]
+    for shard in ("00000", "00001"):
+        builder.shard(shard, rows)
+    told = tmp_path / "told.csv"
+    told.write_text("url,punsafe\nhttp://h.test/0,0.5\nhttp://h.test/1,0.25\n")
+    import_table(builder.dataset, [str(told)], "laion", LocalExecutor())
+    score(builder.dataset, ["recurrence"], LocalExecutor())
+    loaded = load(builder.dataset)
+    assert loaded.left_out == {}
+    assert [column.path for column in loaded.columns] == ["punsafe", "caption_count"]
+    assert set(values_of(loaded, "punsafe").values()) == {0.5, 0.25, None}
+    assert set(values_of(loaded, "caption_count").values()) == {2, 4}
+    builder.shard("00002", [{"caption": "new"}])
+    assert load(builder.dataset).left_out == dict.fromkeys(("laion", "recurrence"), "scored in 2 of 3 shards so far")
 
 
 def test_descriptions_travel_from_the_scorer_to_the_page(builder):

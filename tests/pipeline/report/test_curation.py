@@ -150,7 +150,7 @@ def test_what_the_rows_own_columns_doubt_or_do_not_know_is_blurred_in_every_gall
     if is_hex:
         own = own.set_column(0, "uid", pa.array([uid.hex() for uid in own["uid"].to_pylist()]))
     write_table(builder.storage, "00000.parquet", own)
-    rules = [{"where": "caption = '0'", "reason": "odd"}, {"unique": "caption"}]
+    rules = ({"where": "caption = '0'", "reason": "odd"}, {"unique": "caption"})
     select([builder.dataset], SelectRecipe(rules=rules), "s", LocalExecutor())
     opened = Source(builder.storage.url)
     first = stored_pictures(opened, 0, 6)
