@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ from pipeline.report.words import link, plain
 
 PAGE = 24
 MAX_CAPTION = 2000  # characters
-
+MAX_HOST = 100
 
 Place = Annotated[int, Field(ge=0, lt=MAX_RULES)]
 
@@ -111,13 +112,15 @@ class Gallery:
     ) -> dict[str, Any]:  # fmt: skip
         number, _, uid, source, n, code, *values = row
         text = texts.get((uid, source, n), {})
+        url = link(text.get("url"))
         place, kind = divmod(code - 1, 2)
         return {
             "row": number,
             "uid": uid.hex(),
             "source": source if source == "web" else f"{source} {n}",
             "caption": plain(text.get("caption"), MAX_CAPTION),
-            "url": link(text.get("url")),
+            "url": url,
+            "host": plain(urlsplit(url or "").hostname, MAX_HOST),  # browsers cannot read all urls (port 99999)
             "page_url": link(text.get("page_url")),
             "rule": conditions[place].at if code else None,  # the first that it fails
             "is_missing": bool(code) and kind == 1,

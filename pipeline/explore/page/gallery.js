@@ -2,8 +2,6 @@
 
 import { byId, make, value } from "./dom.js";
 
-const byWords = (item) => (item.url ? new URL(item.url).host : "");
-
 export class Pane {
   /** ask(pane): wants its rows. columns: the overview's. look(pane, at): a row was opened. */
   constructor(side, title, columns, hasImages, ask, look) {
@@ -66,7 +64,7 @@ export class Pane {
     });
     return make("figure", {}, frame, make("figcaption", {},
       make("p", { className: "caption", title: item.caption, dir: "auto" }, item.caption || "(no caption)"),
-      make("p", { className: "scores" }, ...scores), make("p", { className: "address" }, anchor(item.url, byWords(item)))));
+      make("p", { className: "scores" }, ...scores), make("p", { className: "address" }, anchor(item.url, item.host))));
   }
 }
 

@@ -228,6 +228,18 @@ def test_hostile_texts_do_nothing(browser, builder, serve):
     assert browser.of("Runtime.exceptionThrown") == []
 
 
+def test_addresses_that_browsers_cannot_read_are_shown_with_their_rows(browser, builder, serve):
+    urls = ["http://foo:99999/x", "http://%zz/x", "http://@/x", "http://:80/x", "http://h.test/x"]
+    builder.shard("00000", [{"caption": url, "url": url} for url in urls])
+    page = Page(browser, serve(builder).url)
+    assert set(page("captions('kept')")) == set(urls)
+    shown = page("[...document.querySelectorAll('#pane-kept .address')].map((each) => each.textContent)")
+    assert sorted(shown) == sorted(["foo", "%zz", "http://@/x", "http://:80/x", "h.test"])
+    page.do("document.querySelector('.frame').click()")
+    assert page("document.querySelector('#closer').open")
+    assert browser.of("Runtime.exceptionThrown") == []
+
+
 def test_the_policy_stops_what_escaping_would_let_through(page):
     """The second wall; and a sign that the test above can fail."""
     page.do("""
