@@ -9,7 +9,8 @@ One join over all rows, which spills to disk; either side may be far larger than
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ from filters.base import column
 from filters.foreign import Foreign, clean_names, find_foreign, let_read, quoted_name
 from filters.placed import PLACE, cut, spilling
 from filters.rows import CAPTION_NAMES, URL_NAMES, Rows
-from filters.score import check_name
+from filters.score import IMPORTED, check_name, was_imported
 from infra.dataset import Dataset
-from infra.errors import UsageError
+from infra.errors import PairmillError, UsageError
 from infra.jobs import Executor, Job, Outcome, RunOptions, Step, StepResult, refuse_changed_settings, require, run_jobs
 from infra.ledger import Counts
+from infra.log import one_line
 from infra.progress import Progress
 from infra.storage import Committed
 from infra.tables import KEYS, write_keyed_table
@@ -54,11 +56,14 @@ def import_table(
     caption_col: the tables hold captions, in this column. per: the scores are of the web's captions, or of images and
     so of every caption. Counts' extra has `missing` rows of the dataset, `unmatched` and `unreadable` rows of tables
     and, for scores, `duplicates`: rows of a key that an earlier row has. Raises UsageError for a table or column that
-    is not there, FingerprintError where NAME was made of something else.
+    is not there and for tables of which no row belongs to the dataset, FingerprintError where NAME was made of
+    something else.
     """
     options = options or RunOptions()
     step = make_step(dataset, tables, name, on=on, caption_col=caption_col, per=per)
     refuse_changed_settings(step, "Give another --as, or the tables and options of the first import")
+    if not dataset.ledger.done(step.name):
+        step.check()
     return require(run_jobs(step, executor, attempts=options.attempts, progress=progress), options.max_quarantined)
 
 
@@ -72,10 +77,7 @@ def make_step(
     per: Per = "caption",
 ) -> Import:
     """The import, checked as far as it can be before it runs."""
-    foreign = find_foreign(tables)
-    with duckdb.connect() as connection:
-        let_read(connection, foreign.files)
-        kinds = foreign.columns(connection)
+    foreign, kinds = _look_at(tables)
     candidates = [(way, alias) for way, aliases in USUAL.items() for alias in aliases if on in (None, way)]
     found = next(((way, alias) for way, alias in candidates if alias in kinds), None)
     has = f"it has {', '.join(kinds)}"
@@ -92,7 +94,27 @@ def make_step(
         raise UsageError(
             f"{foreign.files[0]}: no scores there that the rows lack; {has}; for captions see --caption-col"
         )
-    return Import(rows, check_name(name), foreign, found, {v: kinds[v] for v in values}, caption_col, per)
+    step = Import(rows, check_name(name), foreign, found, {v: kinds[v] for v in values}, caption_col, per)
+    if was_imported(dataset.ledger, step.name) is False:
+        maker = "a scorer's table" if caption_col is None else "a captioner's table"
+        raise UsageError(f"{dataset.storage.url}: {step.folder} is {maker}; give another --as")
+    return step
+
+
+def _look_at(tables: Sequence[str]) -> tuple[Foreign, dict[str, str]]:
+    """The tables, and their columns with DuckDB's types. Raises UsageError where they cannot be reached or read."""
+    try:
+        foreign = find_foreign(tables)
+        with duckdb.connect() as connection:
+            let_read(connection, foreign.files)
+            return foreign, foreign.columns(connection)
+    except PairmillError:
+        raise
+    except Exception as error:  # every kind of store has errors of its own
+        if not any("://" in table for table in tables):
+            raise
+        mend = "are the address and the store's credentials (such as AWS_ACCESS_KEY_ID) right?"
+        raise UsageError(f"{', '.join(tables)}: cannot be reached: {one_line(str(error))}; {mend}") from None
 
 
 class Import(Step):
@@ -126,7 +148,7 @@ class Import(Step):
 
     def settings(self) -> Mapping[str, Any]:
         """The tables, by content, and how they are joined."""
-        return {"tables": self.digests, "on": self.key_column, "caption_col": self.caption_col, "per": self.per}
+        return {IMPORTED: self.digests, "on": self.key_column, "caption_col": self.caption_col, "per": self.per}
 
     def inputs(self, job: Job) -> Any:
         """Every shard with its digest."""
@@ -138,10 +160,8 @@ class Import(Step):
 
     def run(self, job: Job) -> Outcome:
         """Rows in = rows of the dataset, or captions found for them; a caption that is null is dropped as `no_text`."""
-        with spilling(MEMORY) as connection, tempfile.TemporaryDirectory(prefix="pairmill-import-") as folder:
-            let_read(connection, self.foreign.files)
-            sizes = self._take_in_rows(connection)
-            unreadable = self.foreign.open(connection, Path(folder), [self.key_column, self.caption_col or ""])
+        with self._opened() as (connection, unreadable):
+            sizes = self._take_in_rows(connection, self.rows.shards)
             tallies = self._match(connection) | {"unreadable": unreadable}
             files: list[Committed] = []
             num_rows = 0
@@ -157,12 +177,39 @@ class Import(Step):
         extra = {word: number for word, number in tallies.items() if number}
         return Outcome(Counts(num_rows + no_text, num_rows, dropped, extra), tuple(files))
 
-    def _take_in_rows(self, connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-        """`wanted`: a row for each of the dataset's, with its key hashed to 128 bits. Returns the shards' sizes."""
-        connection.execute("CREATE TABLE wanted (_place BIGINT, _key UHUGEINT)")
+    def check(self) -> None:
+        """Raise UsageError where no row of the tables belongs to the dataset. The first shard mostly tells."""
+        with self._opened() as (connection, _):
+            key = self._foreign_key()
+            connection.execute(
+                f"CREATE TEMP VIEW theirs AS SELECT {key} AS name, md5_number({key}) AS _key FROM foreign_rows"
+            )
+            for shards in (self.rows.shards[:1], self.rows.shards[1:]):
+                self._take_in_rows(connection, shards)
+                if connection.execute("SELECT 1 FROM theirs SEMI JOIN wanted USING (_key) LIMIT 1").fetchall():
+                    return
+            theirs = connection.execute("SELECT name FROM theirs WHERE name IS NOT NULL LIMIT 1").fetchall()
+        keys = (key for shard in self.rows.shards for key in self.rows.read(shard, [])[self.way].to_pylist())
+        ours = next((key for key in keys if key is not None), None)
+        raise UsageError(
+            f"{self.foreign.files[0]}: no row there belongs to this dataset; {self.key_column} is such as "
+            f"{_shown(theirs[0][0] if theirs else None)} there, {self.way} {_shown(ours)} here; see --on"
+        )
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[duckdb.DuckDBPyConnection, int]]:
+        """A query that sees `foreign_rows`, and how many of them cannot be read."""
+        with spilling(MEMORY) as connection, tempfile.TemporaryDirectory(prefix="pairmill-import-") as folder:
+            let_read(connection, self.foreign.files)
+            as_text = [self.key_column, self.caption_col or ""]
+            yield connection, self.foreign.open(connection, Path(folder), as_text)
+
+    def _take_in_rows(self, connection: duckdb.DuckDBPyConnection, shards: Sequence[str]) -> dict[str, int]:
+        """`wanted`: a row for each of the shards', with its key hashed to 128 bits. Returns the shards' sizes."""
+        connection.execute("CREATE OR REPLACE TABLE wanted (_place BIGINT, _key UHUGEINT)")
         sizes: dict[str, int] = {}
         start = 0
-        for shard in self.rows.shards:
+        for shard in shards:
             rows = self.rows.read(shard, [])
             places = pa.array(np.arange(start, start + rows.num_rows))
             connection.register("arriving", pa.table([places, rows[self.way]], ["place", "name"]))
@@ -175,18 +222,12 @@ class Import(Step):
 
     def _match(self, connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
         """`matched`: the tables' rows that have a counterpart. Returns how many rows, on either side, have none."""
-        # A uid may be 16 bytes, hex digits, or a UUID with dashes.
-        key = quoted_name(self.key_column)
-        key = f"CAST({key} AS VARCHAR)" if self.way != "uid" else (
-            f"CASE WHEN typeof({key}) = 'BLOB' THEN lower(hex(CAST({key} AS BLOB))) "
-            f"ELSE replace(lower(CAST({key} AS VARCHAR)), '-', '') END"
-        )  # fmt: skip
         text = [] if self.caption_col is None else [f"CAST({quoted_name(self.caption_col)} AS VARCHAR) AS text"]
         values = [f"{_as_arrow(name, self.values[name])} AS {quoted_name(clean)}" for name, clean in self.names.items()]
-        connection.execute(f"""
-            CREATE TABLE matched AS SELECT * FROM (
-                SELECT {", ".join([f"md5_number({key}) AS _key", "_at", *text, *values])} FROM foreign_rows
-            ) SEMI JOIN wanted USING (_key)""")
+        columns = ", ".join([f"md5_number({self._foreign_key()}) AS _key", "_at", *text, *values])
+        connection.execute(
+            f"CREATE TABLE matched AS SELECT * FROM (SELECT {columns} FROM foreign_rows) SEMI JOIN wanted USING (_key)"
+        )
 
         def count(query: str) -> int:
             return int(connection.execute(f"SELECT count(*) FROM {query}").fetchall()[0][0])
@@ -201,6 +242,17 @@ class Import(Step):
         # Of several rows of a key the first counts, in the order of the files and of their rows.
         connection.execute("CREATE TABLE leads AS SELECT _key, min(_at) AS _at FROM matched GROUP BY _key")
         return tallies | {"duplicates": num_matched - count("leads")}
+
+    def _foreign_key(self) -> str:
+        """What a row of the tables is joined by, in SQL."""
+        key = quoted_name(self.key_column)
+        if self.way != "uid":
+            return f"CAST({key} AS VARCHAR)"
+        # A uid may be 16 bytes, hex digits, or a UUID with dashes.
+        return (
+            f"CASE WHEN typeof({key}) = 'BLOB' THEN lower(hex(CAST({key} AS BLOB))) "
+            f"ELSE replace(lower(CAST({key} AS VARCHAR)), '-', '') END"
+        )
 
     def _found(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
         """What was found for each row of the dataset, in the order of the rows."""
@@ -234,6 +286,10 @@ class Import(Step):
         ]
         keys = [uids, pa.repeat(pa.scalar(source, pa.string()), len(uids)), pa.array(n, pa.int32())]
         return pa.table([*keys, *values.columns], schema=pa.schema([*KEYS, *fields]))
+
+
+def _shown(key: bytes | str | None) -> str:
+    return "null" if key is None else key.hex() if isinstance(key, bytes) else one_line(key)
 
 
 def _as_arrow(name: str, kind: str) -> str:

@@ -12,7 +12,7 @@ from filters import SCORERS
 from filters.base import Reduction, Scorer, batches, keys_of
 from filters.rows import Rows
 from infra.dataset import Dataset
-from infra.errors import DatasetError, UsageError
+from infra.errors import DatasetError, PairmillError, UsageError
 from infra.jobs import (
     Executor,
     Job,
@@ -25,12 +25,14 @@ from infra.jobs import (
     require,
     run_jobs,
 )
-from infra.ledger import Counts
+from infra.ledger import Counts, Ledger
+from infra.log import one_line
 from infra.progress import Progress
 from infra.recipe import apply_settings
 from infra.tables import KEYS, write_keyed_table
 
 BATCH = 64  # pairs: their encoded images and pixels are held at once
+IMPORTED = "tables"  # the setting that imports alone have
 MEND = "Give another --as, or the settings of the first run"
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
@@ -121,11 +123,13 @@ def make_steps(
     given = apply_settings({}, tuple(settings))
     steps: list[Step] = []
     for word in dict.fromkeys(scorers):
-        kind = SCORERS[word]
-        if not (isinstance(kind, type) and issubclass(kind, Scorer | Reduction)):
-            raise UsageError(f"scorer {word}: not a Scorer or Reduction of filters.base")
+        kind = find_scorer(word)
         table = check_name(name or kind.name)
+        if was_imported(dataset.ledger, f"score_{table}"):
+            raise UsageError(f"{dataset.storage.url}: scores/{table} was imported; give another --as")
         options = {**given.pop(kind.name, {}), **(given.pop(word, {}) if word != kind.name else {})}
+        if options and not kind.Settings.model_fields:
+            raise UsageError(f"--set {kind.name}: unknown key {next(iter(options))}; {kind.name} has no settings")
         chosen = kind.Settings.parse(options, f"--set {kind.name}")
         if issubclass(kind, Scorer):
             steps.append(ScoreTable(rows, table, kind(chosen), captions))
@@ -134,6 +138,32 @@ def make_steps(
     if given:
         raise UsageError(f"--set {next(iter(given))}: no such scorer in this run; it scores {', '.join(scorers)}")
     return steps
+
+
+def find_scorer(word: str) -> type[Scorer] | type[Reduction]:
+    """A scorer's class. Raises UsageError where its module cannot be imported, or where it is not whole."""
+    try:
+        kind = SCORERS[word]
+    except PairmillError:
+        raise
+    except Exception as error:  # modules from outside may raise anything
+        what = f"{type(error).__name__}: {one_line(str(error))}"
+        raise UsageError(f"scorer {word}: its module cannot be imported: {what}; mend it there") from error
+    if not (isinstance(kind, type) and issubclass(kind, Scorer | Reduction)):
+        raise UsageError(f"scorer {word}: not a Scorer or Reduction of filters.base")
+    base, facts = (Scorer, ("name", "per", "columns")) if issubclass(kind, Scorer) else (Reduction, ("name",))
+    lacking = [*(fact for fact in facts if not getattr(kind, fact, None)), *sorted(kind.__abstractmethods__)]
+    if lacking:
+        raise UsageError(
+            f"scorer {word}: {kind.__name__} has no {', '.join(lacking)}; see filters.base.{base.__name__}"
+        )
+    return kind
+
+
+def was_imported(ledger: Ledger, step: str) -> bool | None:
+    """Is a finished table an imported one? None where there is none."""
+    plan = ledger.plan(step)
+    return None if plan is None or ledger.any_done(step) is None else IMPORTED in plan.get("settings", {})
 
 
 def check_name(name: str) -> str:

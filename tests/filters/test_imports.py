@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filters.foreign import clean_names
-from filters.imports import import_table
+from filters.imports import import_table, make_step
 from filters.rules import SelectRecipe
+from filters.score import score as score_with
 from filters.select import select
 from infra.dataset import Dataset
 from infra.errors import FingerprintError, UsageError
@@ -105,6 +107,10 @@ def test_a_join_by_uid_is_what_a_direct_reading_gives(
         half = len(rows) // 2 if two_files else 0
         pq.write_table(table.slice(0, half), f"{folder}/t/a.parquet")
         pq.write_table(table.slice(half), f"{folder}/t/b.parquet")
+        if not matched:
+            with pytest.raises(UsageError, match="no row there belongs"):
+                bring(dataset, f"{folder}/t")
+            return
         result = bring(dataset, f"{folder}/t")
         found = imported(dataset, "given")
     assert found["uid"].to_pylist() == [UIDS[at].bytes for at, _, _ in ROWS]
@@ -298,6 +304,51 @@ def test_names_say_what_they_said() -> None:
     assert list(clean_names(names, KEYS.names).values()) == [
         "similarity", "clip_score_b_32", "c_2nd", "source_2", "n_2", "similarity_2", "c",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "examples"),
+    [
+        ([{"uid": UIDS[at].hex, "score": at} for at in range(6, 12)], {}, (UIDS[6].hex, UIDS[0].hex)),
+        ([{"url": "http://y.test/", "score": 1}], {}, ("http://y.test/", "http://x.test/0.jpg")),
+        ([{"key": "12", "text": "a"}, {"key": None, "text": "b"}], {"caption_col": "text"}, ("12", "000000000")),
+        ([{"key": None, "score": 1}], {}, ("null", "000000000")),
+    ],
+)
+def test_a_table_of_something_else_is_refused_and_takes_no_name(
+    tmp_path: Path, rows: list[dict[str, Any]], options: dict[str, Any], examples: tuple[str, str]
+) -> None:
+    dataset = make_dataset(f"{tmp_path}/data")
+    with pytest.raises(UsageError, match="no row there belongs to this dataset") as raised:
+        bring(dataset, write_as(tmp_path / "t.parquet", rows), **options)
+    assert all(example in str(raised.value) for example in examples)
+    assert dataset.ledger.steps() == []
+    right = [{"uid": UIDS[5].hex, "score": 1, "text": "a"}]  # of the second shard
+    assert bring(dataset, write_as(tmp_path / "right.parquet", right), **options).counts.extra["missing"] == 5
+
+
+def test_the_name_of_what_was_made_otherwise_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(f"{tmp_path}/data")
+    table = write_as(tmp_path / "t.parquet", [{"uid": uid.hex, "mark": at} for at, uid in enumerate(UIDS)])
+    score_with(dataset, ["text"], LocalExecutor())
+    for attempt in (lambda: bring(dataset, table, "text"), lambda: make_step(dataset, [str(table)], "text")):
+        with pytest.raises(UsageError, match="scores/text is a scorer's table; give another --as"):
+            attempt()
+    bring(dataset, table, "marks")
+    with pytest.raises(UsageError, match="scores/marks was imported; give another --as"):
+        score_with(dataset, ["text"], LocalExecutor(), name="marks")
+
+
+def test_a_store_that_lets_nobody_in_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(UsageError, match=r"s3://nobody/t\.parquet: cannot be reached: .*credentials") as raised:
+        bring(make_dataset(f"{tmp_path}/data"), "s3://nobody/t.parquet")
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.slow
