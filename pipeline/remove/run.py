@@ -114,7 +114,7 @@ def load_list(path: str) -> DenyList:
 def unmatched_text(lines: Sequence[str]) -> str:
     """That lines match nothing, with the first of them."""
     more = ", …" if len(lines) > NUM_SHOWN else ""
-    return f"{len(lines):,} lines of the list match nothing that is here: {', '.join(lines[:NUM_SHOWN])}{more}"
+    return f"{len(lines):,} lines of the list match nothing that is still here: {', '.join(lines[:NUM_SHOWN])}{more}"
 
 
 def subset_text(dataset: Dataset, name: str) -> str:

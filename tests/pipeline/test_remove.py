@@ -443,7 +443,7 @@ def test_lines_that_match_nothing_are_told(dataset, web, tmp_path) -> None:
     ]
     path = listing(tmp_path, *of_the_row, *of_none)
     lines = plan_text(dataset, path)
-    assert any(f"4 lines of the list match nothing that is here: {', '.join(of_none)}" in line for line in lines)
+    assert any(f"4 lines of the list match nothing that is still here: {', '.join(of_none)}" in line for line in lines)
     with mock.patch("pipeline.remove.run.log") as log:
         assert stops_before("00002.tar", lambda: remove(dataset, path, LocalExecutor()))
         facts = remove(dataset, path, LocalExecutor())  # told by the run that ends it
