@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from filters.decide import decisions, fallen_table
+from filters.decide import Places, decisions, fallen_table
 from filters.joined import Joined, score_tables
 from filters.listed import lists_of
-from filters.rules import Rule, SelectRecipe, Unique
-from filters.verdicts import PASSED, Judge
+from filters.lookup import STORED, WAITING, Found, find_rows
+from filters.rules import BestCaption, Rule, SelectRecipe, Unique
+from filters.verdicts import PASSED, Decided, Judge
 from infra.dataset import Dataset
-from infra.errors import DatasetError, RecipeError
+from infra.errors import DatasetError, PairmillError
 from infra.reasons import explain as explain_reason
-from infra.sample import UID_BYTES
-from infra.selection import Selection, selections
+from infra.removed import RemovedRows
+from infra.selection import Selection, selection_table, selections
 from infra.tables import KEYS, connect, read_table, urls
 
-STORED = "success"
 SHOWN = ("page_url", "caption_from", "lang_hint", "licence", "warc_path")  # what a crawl knows of a row
-MAX_LIVES = 20  # rows that one address may tell of
 MAX_TEXT = 300
 
 
@@ -33,7 +35,7 @@ class Verdict:
     """What one rule says of one caption, with the values that it looked at."""
 
     rule: str
-    verdict: str  # passed, the reason it falls by, or not asked
+    verdict: str  # passed, the reason it falls by, or "not asked": it had fallen before
     values: Mapping[str, Any]
     because_of: str | None = None  # uid of the row that was kept in its place
 
@@ -56,9 +58,9 @@ class Life:
 def explain(dataset: Dataset, what: str) -> list[Life]:
     """The lives of the rows with a uid (32 hex digits), or of an image's or page's address.
 
-    Raises DatasetError where the dataset knows nothing of it.
+    Raises DatasetError where there is no dataset, or where it knows nothing of it.
     """
-    lives = [_life(dataset, row) for row in _rows(dataset, what)]
+    lives = [_life(dataset, found) for found in find_rows(dataset, what)]
     if not lives:
         raise DatasetError(
             f"{dataset.storage.url}: no row of {what}; give a uid of 32 hex digits, or an image's or page's address as "
@@ -67,83 +69,68 @@ def explain(dataset: Dataset, what: str) -> list[Life]:
     return lives
 
 
-def _rows(dataset: Dataset, what: str) -> Iterator[dict[str, Any]]:
-    """Rows of the newest table that knows them: shards, then what was asked for, then what a crawl found."""
-    uid = _as_uid(what)
-    for folder, names in _places(dataset):
-        if not names:
-            continue
-        connection = connect(dataset.storage)
-        source = f"read_parquet({_quoted(urls(dataset.storage, names))}, union_by_name = true, filename = true)"
-        columns = [name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()]
-        where = (
-            "uid = $what"
-            if uid is not None
-            else " OR ".join(f"{name} = $what" for name in ("url", "page_url") if name in columns)
-        )
-        if not where or (uid is not None and "uid" not in columns):
-            continue
-        found = connection.execute(f"SELECT * FROM {source} WHERE {where} LIMIT {MAX_LIVES}", {"what": uid or what})
-        rows = [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
-        for row in rows:
-            shard = str(row.pop("filename")).rpartition("/")[2].removesuffix(".parquet")
-            yield row | {"_shard": shard, "_folder": folder}
-        if rows:
-            return
+def _life(dataset: Dataset, found: Found) -> Life:
+    uid, shard = found.uid, found.shard
+    life = Life(uid.hex(), found.row, found.fate, shard, _page(dataset, found.row.get("page_url")))
+    if shard is None or found.fate not in (STORED, WAITING):
+        return life
+    scores = {table: _of(dataset, f"scores/{table}/{shard}.parquet", uid) for table in score_tables(dataset)}
+    selected = {name: _of(dataset, selection_table(name, shard), uid) for name in selections(dataset)}
+    selected = {name: told for name, told in selected.items() if told}
+    return replace(
+        life,
+        scores={table: told for table, told in scores.items() if told},
+        selected=selected,
+        verdicts={name: list(_verdicts(Selection(dataset, name), shard, uid)) for name in selected},
+        stored_in=[*([dataset.storage.file_url(dataset.tar(shard))] if found.fate == STORED else []),
+                   *_resharded(dataset, uid)],
+    )  # fmt: skip
 
 
-def _places(dataset: Dataset) -> Iterator[tuple[str, list[str]]]:
-    yield "shards", [dataset.table(shard) for shard in dataset.shards()]
-    yield "inputs", dataset.tables("inputs")
-    yield "pairs", dataset.tables("pairs")
-
-
-def _life(dataset: Dataset, row: dict[str, Any]) -> Life:
-    shard, folder = row.pop("_shard"), row.pop("_folder")
-    uid: bytes = row.pop("uid")
-    if folder != "shards":
-        fate = "waiting"
-    else:
-        fate = "stored" if row.get("status") in (STORED, None) else str(row.get("reason") or row["status"])
-    page = _page(dataset, row.get("page_url"))
-    if fate != "stored" and folder == "shards":
-        return Life(uid.hex(), row, fate, shard, page)
-    scores, verdicts, selected = {}, {}, {}
-    for table in score_tables(dataset):
-        if found := _of(dataset, f"scores/{table}/{shard}.parquet", uid):
-            scores[table] = found
-    for name in selections(dataset):
-        selection = Selection(dataset, name)
-        if shard in selection.shards:
-            selected[name] = _of(dataset, f"selections/{name}/{shard}.parquet", uid)
-            verdicts[name] = list(_verdicts(dataset, selection, shard, uid))
-    stored = [dataset.storage.file_url(dataset.tar(shard))] if fate == "stored" else []
-    return Life(uid.hex(), row, fate, shard, page, scores, verdicts, selected, [*stored, *_resharded(dataset, uid)])
-
-
-def _verdicts(dataset: Dataset, selection: Selection, shard: str, uid: bytes) -> Iterator[Verdict]:
-    """What each rule says of the uid's captions, whatever the rules before it said."""
-    told = selection.summary["recipe"]
-    recipe = SelectRecipe.parse({"rules": told["rules"], "captions": told["captions"]}, selection.name)
-    rules = recipe.parsed()
-    home = Dataset(selection.summary["datasets"][0])
-    names = [name for rule in rules for name in (*rule.columns, *rule.also_reads)]
+def _verdicts(selection: Selection, shard: str, uid: bytes) -> Iterator[Verdict]:
+    """What each rule says of the uid's captions; a rule that chooses among rows asks only those that are still in."""
+    dataset, told = selection.dataset, selection.summary["recipe"]
     try:
-        group = Joined(dataset, names, recipe.captions).read([shard])
-        judge = Judge(rules, decisions(home, dataset, selection.name, rules), lists_of(rules))
-    except (RecipeError, DatasetError, FileNotFoundError) as error:
+        recipe = SelectRecipe.parse({"rules": told["rules"], "captions": told["captions"]}, selection.name)
+        rules = recipe.parsed()
+        names = [name for rule in rules for name in (*rule.columns, *rule.also_reads)]
+        joined = Joined(dataset, names, recipe.captions)
+        if shard not in joined.rows.shards:
+            raise DatasetError(f"shard {shard} is no longer there; select again")
+        group = joined.read([shard])
+        judge = Judge(rules, _decided(selection, shard, rules, group.keys["uid"]), lists_of(rules))
+        codes = np.zeros(group.num_rows, np.uint16)
+        at = [row for row, found in enumerate(group.keys["uid"].to_pylist()) if found == uid]
+        for number, (rule, verdicts) in enumerate(zip(rules, judge.verdicts(group, codes), strict=True)):
+            for row in at:
+                values = {
+                    name: group.columns[name][row].as_py() for name in dict.fromkeys((*rule.columns, *rule.also_reads))
+                }
+                word = "passed" if verdicts[row] == PASSED else rule.reasons[verdicts[row] - 1]
+                if word == "passed" and codes[row] and isinstance(rule, Unique | BestCaption):
+                    word = "not asked"
+                yield Verdict(rule.text, word, values, _because(dataset, selection.name, number, shard, rule, uid))
+            codes[verdicts != PASSED] = 1
+    except (PairmillError, OSError, duckdb.Error, pa.ArrowException) as error:
         yield Verdict("", f"cannot be judged again: {error}", {})
-        return
-    codes = judge.judge(group).codes
-    at = [row for row, found in enumerate(group.keys["uid"].to_pylist()) if found == uid]
-    for number, (rule, verdicts) in enumerate(zip(rules, judge.verdicts(group, np.zeros_like(codes)), strict=True)):
-        for row in at:
-            values = {
-                name: group.columns[name][row].as_py() for name in dict.fromkeys((*rule.columns, *rule.also_reads))
-            }
-            word = "passed" if verdicts[row] == PASSED else rule.reasons[verdicts[row] - 1]
-            lead = _because(dataset, selection.name, number, shard, rule, uid)
-            yield Verdict(rule.text, word, values, lead)
+
+
+def _decided(selection: Selection, shard: str, rules: Sequence[Rule], uids: pa.ChunkedArray) -> dict[int, Decided]:
+    """The decisions for a shard, of whose captions `uids` are. Raises DatasetError where they were others then."""
+    dataset, datasets = selection.dataset, selection.summary["datasets"]
+    # Alone it is its own home, wherever it was copied or moved to.
+    home = dataset if len(datasets) == 1 else Dataset(datasets[0])
+    then = selection.read(shard, ["uid"])["uid"]
+    stays = ~RemovedRows.of(dataset.storage).hold(then, None)
+    if not then.filter(pa.array(stays)).equals(uids):
+        raise DatasetError(f"the rows of shard {shard} have changed since; select again")
+
+    def now(fallen: Callable[[str], Places]) -> Callable[[str], Places]:
+        # Places were counted with the rows that a removal has taken out since.
+        return lambda shard: (np.cumsum(stays) - 1)[[place for place in fallen(shard) if stays[place]]]
+
+    decided = decisions(home, dataset, selection.name, rules)
+    return {number: replace(one, fallen=now(one.fallen)) if one.fallen else one for number, one in decided.items()}
 
 
 def _because(dataset: Dataset, selection: str, number: int, shard: str, rule: Rule, uid: bytes) -> str | None:
@@ -159,7 +146,7 @@ def _of(dataset: Dataset, name: str, uid: bytes) -> list[dict[str, Any]]:
         table = read_table(dataset.storage, name)
     except FileNotFoundError:
         return []
-    rows = table.filter(pa.compute.equal(table["uid"], pa.scalar(uid, KEYS.field("uid").type))).to_pylist()
+    rows = table.filter(pc.equal(table["uid"], pa.scalar(uid, KEYS.field("uid").type))).to_pylist()
     return [{key: value for key, value in row.items() if key != "uid"} for row in rows]
 
 
@@ -202,7 +189,7 @@ def life_lines(life: Life) -> Iterator[str]:
         yield f"found      {facts}"
     if life.page:
         yield f"page       {life.page['url']}: {life.page['reason']}, {life.page['depth']} links from the seeds"
-    if life.fate == "stored":
+    if life.fate == STORED:
         size = f"{row['width']} x {row['height']} pixels" if row.get("width") else ""
         came = f", came as {row['original_width']} x {row['original_height']}" if row.get("original_width") else ""
         yield f"download   stored as {row.get('key')} in shard {life.place}: {size}{came}"
@@ -225,9 +212,21 @@ def life_lines(life: Life) -> Iterator[str]:
 
 
 def as_json(life: Life) -> dict[str, Any]:
-    """A life as --json gives it: bytes as hex."""
-    ready: dict[str, Any] = json.loads(json.dumps(asdict(life), default=lambda value: value.hex()))
+    """A life as --json gives it: bytes as hex, null for what is not finite, text for what JSON has no word for."""
+    ready: dict[str, Any] = _ready(asdict(life))
     return ready
+
+
+def _ready(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _ready(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_ready(one) for one in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _short(value: Any) -> str:
@@ -236,15 +235,3 @@ def _short(value: Any) -> str:
     text = value.hex() if isinstance(value, bytes) else str(value)
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
-
-
-def _as_uid(what: str) -> bytes | None:
-    try:
-        uid = bytes.fromhex(what)
-    except ValueError:
-        return None
-    return uid if len(uid) == UID_BYTES else None
-
-
-def _quoted(texts: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
