@@ -94,10 +94,14 @@ def _verdicts(selection: Selection, shard: str, uid: bytes) -> Iterator[Verdict]
         recipe = SelectRecipe.parse({"rules": told["rules"], "captions": told["captions"]}, selection.name)
         rules = recipe.parsed()
         names = [name for rule in rules for name in (*rule.columns, *rule.also_reads)]
-        joined = Joined(dataset, names, recipe.captions)
+        # A table that came since may have a column of the same name.
+        meant = {name: full for rule, one in zip(rules, selection.summary["rules"], strict=True)
+                 for name, full in zip(rule.columns, one["columns"], strict=True)}  # fmt: skip
+        joined = Joined(dataset, [meant.get(name, name) for name in names], recipe.captions)
         if shard not in joined.rows.shards:
             raise DatasetError(f"shard {shard} is no longer there; select again")
         group = joined.read([shard])
+        group = replace(group, columns={name: group.columns[meant.get(name, name)] for name in names})
         judge = Judge(rules, _decided(selection, shard, rules, group.keys["uid"]), lists_of(rules))
         codes = np.zeros(group.num_rows, np.uint16)
         at = [row for row, found in enumerate(group.keys["uid"].to_pylist()) if found == uid]

@@ -184,6 +184,20 @@ def test_a_rule_that_chooses_among_rows_does_not_ask_those_that_have_fallen(tmp_
     assert [one.verdict for one in life.verdicts["s"]] == ["short", "passed", "not asked", "passed"]
 
 
+def test_a_table_that_came_later_makes_no_rule_of_before_ambiguous(tmp_path: Path) -> None:
+    uids = [uid_of("a")]
+    rows = {"00000": rows_table(uids, url=["u"], caption=["x"], width=[9])}
+    found = make_dataset(tmp_path, rows, {"s": {"00000": image_scores(uids, words=[1])}})
+    rules = [{"where": "words > 2", "reason": "short"}, {"where": "width > 5"}]
+    select([found], SelectRecipe.parse({"rules": rules}, "r"), "s", LocalExecutor())
+    make_dataset(tmp_path, {}, {"t": {"00000": image_scores(uids, words=[9], width=[1])}})
+    (life,) = explain(found, uids[0].hex())
+    assert [(one.verdict, one.values) for one in life.verdicts["s"]] == [
+        ("short", {"words": 1}),
+        ("passed", {"width": 9}),
+    ]
+
+
 def test_what_is_not_there_is_an_error_that_says_what_to_give(dataset: Dataset, tmp_path: Path) -> None:
     for what in ("http://nowhere.example/", "00" * 16, "zz"):
         with pytest.raises(DatasetError, match="32 hex digits"):
