@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from filters.joined import score_tables
 from infra.dataset import Dataset
+from infra.errors import DatasetError
 from infra.tables import open_table
 
 _COLUMN = re.compile(r"unsafe|nsfw|porn|explicit", re.IGNORECASE)
@@ -42,16 +43,22 @@ def is_doubtful(value: Any) -> bool:
 def are_doubtful(dataset: Dataset, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Of each stored row, named by shard, key and uid: may its picture be unfit to be seen?
 
-    Only tables of these rows' shards are read, and of them only keys and columns of safety.
+    Only tables of these rows' shards are read, and of them only keys and columns of safety. Raises DatasetError where
+    one of them is broken.
     """
     columns = {table: _of_safety(schema.names) for table, schema in score_tables(dataset).items()}
     found = [False] * len(rows)
     for shard in dict.fromkeys(row["shard"] for row in rows):
         places = [at for at, row in enumerate(rows) if row["shard"] == shard]
-        told = [_own_doubts(dataset, shard, [rows[at]["key"] for at in places])]
-        for table, names in columns.items():
-            if names:
-                told.append(_doubts_of_scores(dataset, table, shard, names, [rows[at]["uid"] for at in places]))
+        uids = [rows[at]["uid"] for at in places]
+        try:
+            told = [_own_doubts(dataset, shard, [rows[at]["key"] for at in places])]
+            told += [_doubts_of_scores(dataset, table, shard, names, uids) for table, names in columns.items() if names]
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(
+                f"{dataset.storage.url}: a table of shard {shard} cannot be read: {error}; "
+                "`python -m infra verify` names what is broken"
+            ) from None
         for at, *of_row in zip(places, *told, strict=True):
             found[at] = any(of_row)
     return found

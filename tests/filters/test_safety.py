@@ -10,6 +10,7 @@ import pytest
 
 from filters.safety import are_doubtful, is_doubtful
 from infra.dataset import Dataset
+from infra.errors import DatasetError
 from tests.filters.small_datasets import image_scores, make_dataset, rows_table, uid_of
 
 UIDS = [uid_of(word) for word in "abcd"]
@@ -67,3 +68,13 @@ def test_a_shard_that_is_not_scored_yet_is_doubtful(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, {"one": {"00000": image_scores(UIDS, punsafe=[0.1] * 4)}})
     strangers = [{**row, "shard": "00001"} for row in ROWS[:2]]
     assert are_doubtful(dataset, [strangers[0], *ROWS, strangers[1]]) == [True, *SAFE, True]
+
+
+@pytest.mark.parametrize("name", ["00000.parquet", "scores/one/00000.parquet"])
+def test_a_broken_table_is_told_and_never_taken_for_safe(tmp_path: Path, name: str) -> None:
+    whole = {shard: image_scores(UIDS, punsafe=[0.1] * 4) for shard in ("00000", "00001")}
+    dataset = dataset_of(tmp_path, {"one": whole}, NSFW=["UNLIKELY"] * 4)
+    (tmp_path / name).write_bytes(b"PAR1 and nothing more")
+    dataset.ledger.keep_only("score_one", ["00001"])  # the first that is looked at tells the columns
+    with pytest.raises(DatasetError, match="verify"):
+        are_doubtful(dataset, ROWS)
