@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.decide import Places, decisions, fallen_table
+from filters.decide import decisions, fallen_table
 from filters.joined import Joined, score_tables
 from filters.listed import lists_of
 from filters.lookup import STORED, WAITING, Found, find_rows
 from filters.rules import BestCaption, Rule, SelectRecipe, Unique
+from filters.seen import Places
 from filters.verdicts import PASSED, Decided, Judge
 from infra.dataset import Dataset
 from infra.errors import DatasetError, PairmillError

@@ -39,7 +39,7 @@ from infra.jobs import (
 from infra.ledger import Counts
 from infra.progress import Progress
 from infra.recipe import fingerprint
-from infra.selection import SCHEMA, Selection, selection_table, summary_file
+from infra.selection import SCHEMA, Selection, rules_told, selection_table, summary_file
 from infra.storage import Committed
 from infra.tables import connect, urls, write_keyed_table
 
@@ -259,7 +259,7 @@ class Choose(Step):
             "datasets": [dataset.storage.url for dataset in self.datasets],
             "fingerprint": fingerprint(sorted(mark.fingerprint for mark in marks.values())),
             **{name: value for name, value in counts.as_json().items() if name != "extra"},
-            "rules": rules,
+            "rules": rules_told(rules, counts),
             "recipe": {
                 "rules": [rule.model_dump(mode="json", by_alias=True) for rule in self.rules],
                 "captions": list(self.captions),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from infra.dataset import Dataset
 from infra.errors import DatasetError
+from infra.ledger import Counts
+from infra.removed import REMOVED
 from infra.tables import KEYS, read_table
 
 SCHEMA = pa.schema([*KEYS, ("keep", pa.bool_()), ("reason", pa.string())])
@@ -45,6 +47,15 @@ def selections(dataset: Dataset) -> list[str]:
     """Names of the finished selections of a dataset, sorted."""
     steps = [step.removeprefix("select_") for step in dataset.ledger.steps() if step.startswith("select_")]
     return sorted(name for name in steps if "." not in name and dataset.storage.exists(summary_file(name)))
+
+
+def rules_told(rules: Sequence[Mapping[str, Any]], counts: Counts) -> list[Mapping[str, Any]]:
+    """A summary's rules, and behind them what was removed on request since: they end at the rows that are kept."""
+    told = [rule for rule in rules if rule["rule"] != REMOVED]
+    if removed := counts.dropped.get(REMOVED, 0):
+        rows = {"rows_in": counts.rows_out + removed, "rows_out": counts.rows_out, "dropped": {REMOVED: removed}}
+        told.append({"rule": REMOVED, "text": "taken down", "reason": REMOVED, **rows, "columns": [], "cuts": []})
+    return told
 
 
 def selection_table(name: str, shard: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from filters.expression import Expression
 from infra.dataset import Dataset
+from infra.removed import REMOVED
 from infra.selection import Selection
 from pipeline.truth import UNKNOWN, ToldRow, told_rows
 
@@ -89,7 +90,7 @@ def judge(dataset: Dataset, selection: str, truth: pa.Table) -> list[Judgement]:
     truth: what `pipeline.truth.truth_of` gives. Raises DatasetError where there is no such selection.
     """
     chosen = Selection(dataset, selection)
-    rules: list[dict[str, Any]] = chosen.summary["rules"]
+    rules = [told for told in chosen.summary["rules"] if told["rule"] != REMOVED]
     rows = list(told_rows(chosen, truth))
     languages = sorted({row.lang for row in rows if row.lang is not None})
     conditions = [values.get("where") for values in chosen.summary["recipe"]["rules"]]

@@ -24,7 +24,7 @@ from infra.ledger import Counts
 from infra.log import get_logger
 from infra.progress import Progress
 from infra.removed import OPEN, REMOVED, REMOVING, SCHEMA, TOMBSTONES, RemovedRows
-from infra.selection import Selection, selections, summary_file
+from infra.selection import Selection, rules_told, selections, summary_file
 from infra.tables import read_table, write_table
 from pipeline.download.deny import DenyList
 from pipeline.remove.find import Find, gather, lines_matched
@@ -237,8 +237,9 @@ def _tell_sums(dataset: Dataset, judged: dict[str, int]) -> None:
         dataset.write_sizes(sizes)
     for name in set(judged) & set(selections(dataset)):
         told = Selection(dataset, name).summary
-        counts = sum((mark.counts for mark in dataset.ledger.done(f"select_{name}").values()), Counts()).as_json()
-        told |= {field: counts[field] for field in ("rows_in", "rows_out", "dropped")}
+        counts = sum((mark.counts for mark in dataset.ledger.done(f"select_{name}").values()), Counts())
+        told |= {field: counts.as_json()[field] for field in ("rows_in", "rows_out", "dropped")}
+        told["rules"] = rules_told(told["rules"], counts)
         text = json.dumps(told, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         dataset.storage.commit_bytes(summary_file(name), text)
 

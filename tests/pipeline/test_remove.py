@@ -251,6 +251,19 @@ def test_selections_say_what_they_lost_and_add_up(dataset, web, tmp_path) -> Non
         assert selection.summary["rows_out"] == told["rows_out"] - facts["selections"][name]
         assert selection.summary["dropped"] == {word: fell.count(word) for word in sorted(set(fell))}
         assert selection.summary["dropped"]["removed"] == facts["selections"][name]
+        assert_funnel(selection.summary, told["rules"])
+    take_down(dataset, tmp_path, f"uid:{rows['8.png']['uid'].hex()}")  # one more is told in the same line
+    assert_funnel(Selection(dataset, "good").summary, before["good"]["rules"])
+    assert Selection(dataset, "good").summary["rules"][-1]["dropped"] == {"removed": 2}
+
+
+def assert_funnel(summary: dict[str, Any], rules: list[dict[str, Any]]) -> None:
+    """The rules say what they said; a line behind them tells of what was taken down, and ends at the rows kept."""
+    *before, last = summary["rules"]
+    assert before == rules
+    assert last["rule"] == last["reason"] == "removed"
+    assert (last["rows_in"], last["rows_out"]) == (before[-1]["rows_out"], summary["rows_out"])
+    assert last["dropped"] == {"removed": last["rows_in"] - last["rows_out"]}
 
 
 def test_nothing_is_done_again_after_a_removal(dataset, web, tmp_path) -> None:
