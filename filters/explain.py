@@ -95,8 +95,8 @@ def _verdicts(selection: Selection, shard: str, uid: bytes) -> Iterator[Verdict]
         recipe = SelectRecipe.parse({"rules": told["rules"], "captions": told["captions"]}, selection.name)
         rules = recipe.parsed()
         names = [name for rule in rules for name in (*rule.columns, *rule.also_reads)]
-        # A table that came since may have a column of the same name.
-        meant = {name: full for rule, one in zip(rules, selection.summary["rules"], strict=True)
+        # A table that came since may have a column of the same name. Behind the rules stands what was removed since.
+        meant = {name: full for rule, one in zip(rules, selection.summary["rules"], strict=False)
                  for name, full in zip(rule.columns, one["columns"], strict=True)}  # fmt: skip
         joined = Joined(dataset, [meant.get(name, name) for name in names], recipe.captions)
         if shard not in joined.rows.shards:

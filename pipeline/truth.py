@@ -52,7 +52,7 @@ def truth_of(dataset: Dataset) -> pa.Table | None:
 
 def told_rows(chosen: Selection, truth: pa.Table) -> Iterator[ToldRow]:
     """The web's captions of a selection in its order, each with its truth; but for those that were removed since."""
-    rules = chosen.summary["rules"]
+    rules = [told for told in chosen.summary["rules"] if told["rule"] != REMOVED]
     fell_by = {reason: number for number, told in enumerate(rules) for reason in told["dropped"]}
     captions, pictures = _facts(truth)
     held = Rows(chosen.dataset)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from filters.rows import Rows
+from filters.select import is_stale
 from infra.dataset import Dataset
 from infra.errors import DatasetError, FingerprintError, UsageError
 from infra.jobs import Executor, RunOptions, Step, StepResult, require, run_jobs
@@ -72,6 +73,11 @@ def check(source: Dataset, out: Dataset, name: str) -> tuple[Selection, Rows]:
         raise DatasetError(
             f"{source.storage.url}: selection {name} lacks {len(missing)} of {len(rows.shards)} shards (first "
             f"{missing[0]}), which came after it; run the select command again"
+        )
+    if is_stale(source, name):
+        raise DatasetError(
+            f"{source.storage.url}: selection {name} was made of other rows or scores than are there now; "
+            "run the select command again"
         )
     return chosen, rows
 

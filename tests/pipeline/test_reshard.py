@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -29,6 +30,7 @@ from infra.verify import Verify
 from pipeline.reshard.config import ReshardConfig
 from pipeline.reshard.members import GAP_BYTES, read_samples
 from pipeline.reshard.run import plan_text, reshard, summary
+from tests.filters.small_datasets import image_scores, make_dataset
 from tests.servers.commands import assert_same, published
 from tests.servers.files import FileServer, serve_folder
 from tests.servers.pictures import add_captions, draw_noise, store
@@ -346,3 +348,22 @@ def test_samples_are_read_whole_in_whatever_order_they_are_asked_for(tmp_path_fa
     order.shuffle(samples)
     found = list(read_samples(Storage(folder), "x.tar", [sample for sample, _ in samples]))
     assert found == [{"jpg": image, "txt": b"abc"} for _, image in samples]
+
+
+def test_a_selection_of_scores_that_have_changed_since_is_refused(source: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(source.storage.url, tmp_path / "source")
+    dataset = Dataset(tmp_path / "source")
+
+    def score(value: float) -> None:
+        tables = {}
+        for shard in dataset.tars():
+            rows = pq.read_table(tmp_path / f"source/{shard}.parquet").filter(pc.field("status") == "success")
+            tables[shard] = image_scores(rows["uid"].to_pylist(), s=[value] * rows.num_rows)
+        make_dataset(tmp_path / "source", {}, {"own": tables})
+
+    score(1.0)
+    select([dataset], SelectRecipe.parse({"rules": [{"where": "s > 0"}]}, "test"), "own", LocalExecutor())
+    score(-1.0)
+    with pytest.raises(DatasetError, match="other rows or scores"):
+        curate(Dataset(dataset.storage.url), Dataset(tmp_path / "out"), "own")
+    assert not (tmp_path / "out").exists()
