@@ -137,7 +137,7 @@ def test_a_command_for_the_open_web_plans_what_it_would_do(page, line, folder, b
     ours = line.partition(" -- ")[2] if line.startswith("ray job submit") else line
     assert ours.split()[:2] == ["python", "-m"], line
     said = run(f"{ours} --dry-run", folder, **bucket)
-    assert re.search(r"^(crawl|download|dataset): ", said, re.MULTILINE), said
+    assert re.search(r"^(crawl|download|dataset|remove): ", said, re.MULTILINE), said
 
 
 @pytest.mark.parametrize(("page", "line"), with_tag("cluster"))

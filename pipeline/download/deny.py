@@ -1,7 +1,7 @@
 """What must not be stored, or must be removed: urls, domains, uids, hashes of bytes, perceptual hashes.
 
 A line each: `url:https://…` (however it is spelt), `domain:example.org` (its subdomains too), `uid:<32 hex>`,
-`sha256:<64 hex>`, `phash:<16 hex>[/distance]`.
+`sha256:<64 hex>`, `phash:<16 hex>[/distance]`. The word before the colon may be left out where the rest says it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ _MENDS = {
     "uid": f"write uid:<{2 * UID_BYTES} hex digits>",
     "sha256": "write sha256:<64 hex digits>",
     "phash": f"write phash:<16 hex digits>[/distance], at most {MAX_DISTANCE} bits apart",
+}
+_PLAIN = {  # what needs no word before it; a perceptual hash does: it takes others than itself
+    "url": re.compile("https?://.+", re.IGNORECASE),
+    "uid": re.compile(f"[0-9A-Fa-f]{{{2 * UID_BYTES}}}"),
+    "sha256": re.compile("[0-9A-Fa-f]{64}"),
+    "domain": re.compile(r"[^\s:/]+\.[^\s:/]+"),
 }
 _ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
 _DIVIDING = frozenset("%/?#&=+;\\")  # they mean something else where they are not escaped
@@ -65,7 +71,8 @@ class DenyList:
         return result
 
     def _add(self, text: str, number: int, path: str) -> None:
-        kind, _, value = text.partition(":")
+        kind = next((kind for kind, form in _PLAIN.items() if form.fullmatch(text)), None)
+        kind, _, value = (kind, "", text) if kind else text.partition(":")
         try:
             is_new = self._enter(kind, value.strip(), number)
         except ValueError:

@@ -130,7 +130,8 @@ def plan_text(dataset: Dataset, path: str) -> list[str]:
     by_match = ", ".join(f"{word} {number:,}" for word, number in found.by_match().items())
     lines = [
         f"remove: {sum(found.by_match().values()):,} rows" + (f" ({by_match})" if by_match else ""),
-        f"  {found.num_stored:,} stored samples, in {len(found.files):,} files of rows: " + ", ".join(found.files[:5]),
+        f"  {found.num_stored:,} stored samples, in {len(found.files):,} files of rows"
+        + (f": {', '.join(found.files[:5])}" if found.files else ""),
     ]
     if found.num_unreadable:
         lines.append(

@@ -75,7 +75,9 @@ HASHES = [f"{ZEROS}/99", f"{ZEROS}/-1", f"{ZEROS}/{MAX_DISTANCE + 1}", f"{ZEROS}
         ("uid:12", "32 hex"),
         ("sha256:zz", "64 hex"),
         ("url:", "url:https://"),
-        ("http://a.test/x.jpg", "url:…"),
+        ("ftp://a.test/x.jpg", "url:…"),
+        (ZEROS, "phash:…"),
+        ("word", "url:…"),
     ],
 )
 def test_a_line_that_can_match_nothing_or_nearly_all_is_refused_with_its_mend(
@@ -84,6 +86,14 @@ def test_a_line_that_can_match_nothing_or_nearly_all_is_refused_with_its_mend(
     with pytest.raises(UsageError, match=r"list\.txt:2: cannot read") as raised:
         listed(tmp_path, f"url:http://a.test/\n{line}\n")
     assert mend in str(raised.value)
+
+
+def test_what_can_only_be_one_thing_needs_no_word_before_it(tmp_path: Path) -> None:
+    plain = ["HTTPS://a.test/x.jpg?b#c", "0" * 32, "AB" * 32, "b.test", "bücher.test"]
+    named = [f"{kind}:{value}" for kind, value in zip(("url", "uid", "sha256", "domain", "domain"), plain, strict=True)]
+    (plainly, by_word) = (listed(tmp_path, "\n".join(lines)) for lines in (plain, named))
+    for kind in ("urls", "uids", "sha256s", "domains"):
+        assert getattr(plainly, kind) == getattr(by_word, kind) != {}
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_line(tmp_path: Path) -> None:
