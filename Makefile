@@ -11,9 +11,9 @@ PYTHON ?= $(shell for name in python3.11 python3 python3.12; do \
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | sha256sum | cut -c 1-16)
 
 # The rooms lie in the checkout and are imported from there; installing the project as well would be a second copy that
-# can win. So only what it needs is installed: the dependencies and the dev extra, not the training extra (torch, 1 GB).
+# can win. So only what it needs is installed: the dependencies, and the extras of training (torch, 1 GB) and development.
 REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
+	print(*project["dependencies"], *sum(project["optional-dependencies"].values(), []), sep="\n")
 
 # Debian packages are installed where that needs no password; elsewhere the tests that need them skip and say so.
 AS_ROOT := $(shell command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] && echo env || \
@@ -29,14 +29,14 @@ DEMO_FLAGS ?=
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with the tested set of versions (once, 1 to 2 minutes)
+setup: $(STAMP) ## make .venv with the tested set of versions (once, 2 to 3 minutes)
 
 $(STAMP):
 	@[ -n "$(PYTHON)" ] && $(PYTHON) -c '' || { echo "no Python 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ -n "$(AS_ROOT)" ] && \
 		$(APT) update -qq && $(APT) install -y -qq python3-venv; } || \
 		{ echo "$(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
-	@echo "setup: installing into $(VENV); this takes a minute or two, once"
+	@echo "setup: installing into $(VENV); this takes two or three minutes, once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PYTHON) -c '$(REQUIREMENTS)' > $(VENV)/requirements.txt
 	@$(BIN)/python -m pip install -qq -c constraints.txt -r $(VENV)/requirements.txt

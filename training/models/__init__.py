@@ -1,0 +1,7 @@
+"""The models: one file a paper. MODELS names them; from outside, "my_package.my_module:SPEC"."""
+
+from __future__ import annotations
+
+from infra.registry import Registry
+
+MODELS = Registry("model", {"clip": "training.models.clip:SPEC"})

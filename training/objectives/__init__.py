@@ -1,0 +1,1 @@
+"""(outputs, batch) → mean loss. torch only."""

@@ -1,0 +1,84 @@
+"""TrainSpec: what a model must bring to be trained. The trainer knows nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from infra.recipe import Config
+from training.ranks import Ranks
+
+# Shapes: B rows of a rank
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side. tensors: B rows each, "valid" (B,) bool among them; a row that is not valid is padding."""
+
+    uids: Sequence[bytes]
+    tensors: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Rows from start to before stop."""
+        return Batch(self.uids[start:stop], {name: tensor[start:stop] for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device) -> Batch:
+        """On another device, without waiting where the memory is pinned."""
+        return Batch(self.uids, {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory; torch's loader asks for it."""
+        return Batch(self.uids, {name: value.pin_memory() for name, value in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a forward pass may know beside its batch. Chance is seeded for it: torch's own generator may be used."""
+
+    step: int  # optimiser steps done
+    ranks: Ranks
+
+
+Outputs = Mapping[str, Tensor]  # (B, …) each; () is shared by all rows, such as a scale
+Loss = Callable[[Outputs, Batch, Ranks], Tensor]
+Schedule = Callable[[int], float]  # optimiser steps done → weight
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss and its weight, which may change over the steps."""
+
+    loss: Loss
+    weight: Schedule = lambda step: 1.0
+
+
+class Tokenizer(Protocol):
+    """Texts to token ids."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(B, L) int64, padded and cut to one length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """A model, and what it is trained by. Functions take the model's settings, as a recipe gives them under `model`."""
+
+    Settings: type[Config]
+    tiny: Mapping[str, Any]  # settings of the twin that learns on a CPU in a minute: tests, dry run
+    build: Callable[[Any], nn.Module]  # forward(batch: Batch, context: Context) → Outputs
+    losses: Callable[[Any], Mapping[str, Term]]
+    ops: Callable[[Any], tuple[str, str]]  # image operations of training and of evaluation, for training.preprocess
+    tokenizer: Callable[[Any], Tokenizer]
+    after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
+    accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
+    frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters
