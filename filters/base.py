@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from filters.pixels import decode, grey
-from filters.rows import Rows
 from infra.jobs import Resources, Step
 from infra.recipe import Config
+from infra.rows import Rows
 from infra.sample import Caption, Pair
 from infra.tables import KEYS
 

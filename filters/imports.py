@@ -21,7 +21,6 @@ import pyarrow as pa
 from filters.base import column
 from filters.foreign import Foreign, clean_names, find_foreign, let_read, quoted_name
 from filters.placed import PLACE, cut, spilling
-from filters.rows import CAPTION_NAMES, URL_NAMES, Rows
 from filters.score import IMPORTED, check_name, was_imported
 from infra.dataset import Dataset
 from infra.errors import PairmillError, UsageError
@@ -29,6 +28,7 @@ from infra.jobs import Executor, Job, Outcome, RunOptions, Step, StepResult, ref
 from infra.ledger import Counts
 from infra.log import one_line
 from infra.progress import Progress
+from infra.rows import CAPTION_NAMES, URL_NAMES, Rows
 from infra.storage import Committed
 from infra.tables import KEYS, write_keyed_table
 

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.errors import DatasetError, RecipeError
 from infra.recipe import fingerprint
+from infra.rows import Rows
 from infra.storage import Committed
 from infra.tables import CAPTIONS_DIGEST, KEYS, UIDS_DIGEST, keys_digests, open_table, read_table
 

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from filters.joined import Joined
 from filters.near import NearIndex
-from filters.rows import as_uids
 from filters.rules import NotIn
 from filters.subset import check_subset, read_subset
 from filters.values import as_hashes
 from infra.dataset import Dataset
 from infra.errors import DatasetError, RecipeError
+from infra.rows import as_uids
 from infra.sample import UID_BYTES
 from infra.storage import Storage
 

@@ -10,10 +10,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.rows import CAPTION_NAMES, URL_NAMES, Rows, as_uids
 from infra.dataset import Dataset
 from infra.errors import DatasetError
 from infra.removed import REMOVED, RemovedRows, url_digests
+from infra.rows import CAPTION_NAMES, URL_NAMES, Rows, as_uids
 from infra.sample import UID_BYTES, pair_uid
 from infra.tables import connect, urls
 

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from filters.base import Reduction, column
 from filters.placed import PLACE, cut, insert, spilling
-from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.jobs import Job, Outcome
 from infra.ledger import Counts
 from infra.recipe import Config
+from infra.rows import Rows
 from infra.storage import Committed
 from infra.tables import KEYS, write_keyed_table
 

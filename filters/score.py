@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from filters import SCORERS
 from filters.base import Reduction, Scorer, batches, keys_of
-from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.errors import DatasetError, PairmillError, UsageError
 from infra.jobs import (
@@ -29,6 +28,7 @@ from infra.ledger import Counts, Ledger
 from infra.log import one_line
 from infra.progress import Progress
 from infra.recipe import apply_settings
+from infra.rows import Rows
 from infra.tables import KEYS, write_keyed_table
 
 BATCH = 64  # pairs: their encoded images and pixels are held at once

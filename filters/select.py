@@ -39,7 +39,7 @@ from infra.jobs import (
 from infra.ledger import Counts
 from infra.progress import Progress
 from infra.recipe import fingerprint
-from infra.selection import SCHEMA, Selection, rules_told, selection_table, summary_file
+from infra.selection import SCHEMA, Selection, counted, rules_told, selection_table, summary_file
 from infra.storage import Committed
 from infra.tables import connect, urls, write_keyed_table
 
@@ -229,7 +229,8 @@ class Choose(Step):
         source = keys["source"].combine_chunks().dictionary_encode()
         table = pa.table([keys["uid"], source, keys["n"], pa.array(codes == 0), reason], names=SCHEMA.names)
         name = selection_table(self.selection, shard)
-        return write_keyed_table(self.dataset.storage, name, table, keep_types=False, digests=group.digests.get(shard))
+        digests = group.digests.get(shard)
+        return write_keyed_table(self.dataset.storage, name, counted(table), keep_types=False, digests=digests)
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.miniweb import MiniwebConfig
 from infra.removed import REMOVED
+from infra.rows import Rows
 from infra.selection import Selection
 
 UNKNOWN = "unknown"  # the kind of captions that are not of the small web

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from filters.base import description
 from filters.joined import ROW, SCORES, Group, Joined, score_tables
-from filters.rows import CAPTION_NAMES, URL_NAMES, Rows
 from infra.dataset import Dataset
 from infra.log import get_logger
+from infra.rows import CAPTION_NAMES, URL_NAMES, Rows
 from infra.tables import KEYS, connect
 from pipeline.explore.rules import MAX_NUMBER, MAX_VALUES, Column, Kind
 

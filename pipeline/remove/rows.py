@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.rows import URL_NAMES, as_uids
 from infra.dataset import Dataset
 from infra.removed import UID
+from infra.rows import URL_NAMES, as_uids
 from infra.sample import pair_uid
 from infra.tables import open_table, read_table
 from pipeline.download.shard import SUCCESS

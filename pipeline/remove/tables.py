@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.rows import as_uids
 from infra.removed import REMOVED, Mask, RemovedRows, blanked
+from infra.rows import as_uids
 from pipeline.download.shard import FAILED_DOWNLOAD, SUCCESS
 
 Kind = Literal["blanked", "judged", "dropped"]

@@ -21,6 +21,7 @@ from infra.errors import DatasetError
 from infra.jobs import Outcome
 from infra.ledger import Counts, DoneMark
 from infra.removed import REMOVED, RemovedRows, is_in
+from infra.selection import counted
 from infra.storage import Committed, digest_bytes
 from infra.tables import UIDS_DIGEST, read_table, write_keyed_table, write_table
 from pipeline.download.inputs import IDENTITY, identify
@@ -107,6 +108,8 @@ class Unit:
         if kind == "blanked" and keys is None:  # a url table is known by its content
             known = {IDENTITY: identify(self.storage.file_url(name))[0].encode()}
             new = new.replace_schema_metadata({**(new.schema.metadata or {}), **known})
+        if kind == "judged":
+            new = counted(new)
         is_keyed = kind == "dropped" and UIDS_DIGEST in (new.schema.metadata or {})
         keep_types = b"ARROW:schema" in (file.metadata.metadata or {})
         write = write_keyed_table if is_keyed else write_table

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from filters.rows import Rows
 from filters.select import is_stale
 from infra.dataset import Dataset
 from infra.errors import DatasetError, FingerprintError, UsageError
 from infra.jobs import Executor, RunOptions, Step, StepResult, require, run_jobs
 from infra.log import get_logger, one_line
 from infra.progress import Progress
+from infra.rows import Rows
 from infra.selection import Selection
 from infra.storage import digest_bytes
 from pipeline.reshard.arrange import Arrange

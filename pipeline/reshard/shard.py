@@ -16,11 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.rows import Rows
 from infra.dataset import Dataset
 from infra.jobs import Job, Outcome, Step
 from infra.ledger import Counts
 from infra.removed import REMOVED, RemovedRows
+from infra.rows import Rows
 from infra.shards import IMAGE_ENDINGS, ShardWriter, sample_json
 from infra.tables import read_table, write_table
 from pipeline.download.shard import FAILED_DOWNLOAD, SUCCESS

@@ -19,7 +19,7 @@ from infra.errors import DatasetError
 from infra.executors import LocalExecutor
 from infra.jobs import RunOptions
 from infra.ledger import Counts, DoneMark
-from infra.selection import SCHEMA, Selection, selection_table, selections, summary_file
+from infra.selection import KEPT, SCHEMA, Selection, counted, selection_table, selections, summary_file
 from infra.tables import UIDS_DIGEST, keys_digests, open_table, write_keyed_table, write_table
 from tests.filters.small_datasets import caption_scores, image_scores, make_dataset, rows_table, uid_of, web
 
@@ -168,3 +168,18 @@ def test_a_selection_made_again_when_urls_have_become_shards_counts_each_row_onc
         num_rows = sum(selection.read(shard).num_rows for shard in selection.shards)
         assert (told["rows_in"], num_rows) == (number, number)
         make_dataset(tmp_path, {shard: table.slice(1) for shard, table in rows.items()})
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30))
+def test_kept_images_and_captions_are_told_by_the_footer_and_by_the_rows_alike(tmp_path_factory, rows) -> None:
+    dataset = Dataset(tmp_path_factory.mktemp("any"))
+    table = pa.Table.from_pylist(
+        [{"uid": uid_of(f"{image}"), "source": "web", "n": n, "keep": keep, "reason": None}
+         for n, (image, keep) in enumerate(rows)], SCHEMA)  # fmt: skip
+    publish(dataset, "good", {"00000": table})
+    kept = [image for image, keep in rows if keep]
+    images = sum(1 for at, image in enumerate(kept) if at == 0 or kept[at - 1] != image)
+    assert Selection(dataset, "good").num_kept("00000") == (images, len(kept))
+    write_keyed_table(dataset.storage, selection_table("good", "00000"), counted(table), keep_types=False)
+    assert KEPT in open_table(dataset.storage, selection_table("good", "00000")).metadata.metadata
+    assert Selection(dataset, "good").num_kept("00000") == (images, len(kept))

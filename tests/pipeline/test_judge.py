@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filters.rows import Rows
 from filters.rules import parse_rule
 from infra.dataset import Dataset
 from infra.miniweb.plan import plan_site
 from infra.miniweb.truth import SCHEMA as TRUTH
 from infra.miniweb.truth import truth_table
 from infra.removed import REMOVED
+from infra.rows import Rows
 from infra.selection import SCHEMA, Selection, selection_table, summary_file
 from infra.tables import write_table
 from pipeline.judge import Judgement, Tally, judge, judgement_rows, kind_rows, unguarded, weigh

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filters.rows import Rows, as_uids
 from infra.dataset import Dataset
 from infra.errors import DatasetError, UsageError
 from infra.executors import LocalExecutor
 from infra.indexing import index_dataset
 from infra.ledger import Counts, DoneMark
+from infra.rows import Rows, as_uids
 from infra.sample import Caption, pair_uid
 from infra.shards import ShardWriter, index_table
 from infra.storage import Committed
