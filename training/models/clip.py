@@ -1,0 +1,169 @@
+"""CLIP over open_clip's architectures: an image tower, a text tower, and a loss over who belongs to whom.
+
+Source: CLIP, arXiv 2103.00020; with the sigmoid loss SigLIP, arXiv 2303.15343. The towers are open_clip's, and so are
+the names of the parameters, below `clip.`.
+"""
+
+# Shapes: B rows of a rank, L tokens, E embedding
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from infra.errors import UsageError
+from infra.recipe import tuning
+from infra.torchvision_here import make_importable
+from training.models.architecture import ArchSettings, image_ops, model_cfg, tokenizer
+from training.objectives import contrastive
+from training.ranks import Ranks
+from training.spec import Batch, Context, Outputs, Term, TrainSpec
+
+PREFIX = "clip."  # before open_clip's names
+MAX_SCALE = 100.0
+LOCKED_IMAGE = (r"^clip\.visual\.",)
+
+
+class ClipSettings(ArchSettings):
+    """A CLIP and how its loss is reckoned."""
+
+    lock_image: bool = Field(False, description="Train the text tower alone, against a fixed image tower (LiT).")
+    rows: contrastive.Rows = tuning("local", "Rows of the logits that a rank reckons: its own, or all of them.")
+    chunk: int | None = tuning(None, "Rows of logits held at once; the rest is made again. None: all.", ge=1)
+    gradient_checkpointing: bool = tuning(False, "Reckon activations again in the backward pass: less memory.")
+
+
+class Clip(nn.Module):
+    """Two towers into one space. open_clip's model lies in `clip`, so names less `clip.` are open_clip's."""
+
+    clip: Any
+
+    def __init__(self, settings: ClipSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.clip = _open_clip_model(settings)
+        if settings.gradient_checkpointing:
+            self.clip.set_grad_checkpointing(True)
+
+    def forward(self, batch: Batch, context: Context) -> Outputs:
+        """batch: image (B, 3, H, W), text (B, L). Returns image_emb, text_emb (B, E), scale (), and bias () if any."""
+        outputs = {
+            "image_emb": self.embed_images(batch["image"]),
+            "text_emb": self.embed_texts(batch["text"]),
+            "scale": self.clip.logit_scale.float().exp().squeeze(),
+        }
+        if self.clip.logit_bias is not None:
+            # A sum, never the parameter itself: ZeRO-3 takes parameters away when the forward pass ends.
+            outputs["bias"] = (self.clip.logit_bias.float() + 0.0).squeeze()
+        return outputs
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, E) float32, unit length."""
+        features = self.clip.encode_image(images.to(self.clip.logit_scale.dtype))
+        return F.normalize(features.float(), dim=-1)
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 → (B, E) float32, unit length."""
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+    def train(self, mode: bool = True) -> Clip:
+        """As of any module; a locked image tower keeps its statistics, too."""
+        super().train(mode)
+        if self.settings.lock_image:
+            self.clip.visual.eval()
+        return self
+
+
+def build(settings: ClipSettings) -> Clip:
+    """The model, with the weights that the settings name."""
+    module = Clip(settings)
+    if settings.pretrained is not None:
+        from training.models.weights import load_weights
+
+        load_weights(module, settings.pretrained)
+    return module
+
+
+def _open_clip_model(settings: ClipSettings) -> Any:
+    make_importable()
+    from open_clip.model import CLIP, CustomTextCLIP
+    from open_clip.modified_resnet import ModifiedResNet
+
+    cfg = model_cfg(settings)
+    # Towers start at random, or from `pretrained`: nothing else is fetched.
+    cfg["vision_cfg"]["timm_model_pretrained"] = cfg["text_cfg"]["hf_model_pretrained"] = False
+    is_custom = cfg.pop("custom_text", False) or cfg["text_cfg"].get("hf_model_name")
+    try:
+        model = (CustomTextCLIP if is_custom else CLIP)(**cfg)
+    except (TypeError, OSError, RuntimeError) as error:
+        raise UsageError(f"arch {settings.arch}: open_clip cannot build it: {error}") from None
+    if settings.gradient_checkpointing and isinstance(model.visual, ModifiedResNet):
+        raise UsageError("gradient_checkpointing: open_clip's ResNets have none; leave it false, or take a ViT")
+    return model
+
+
+def softmax(outputs: Outputs, batch: Batch, ranks: Ranks, *, rows: contrastive.Rows, chunk: int | None) -> Tensor:
+    """Nats per pair, ()."""
+    return contrastive.softmax_loss(
+        outputs["image_emb"], outputs["text_emb"], outputs["scale"], batch["valid"], ranks, rows=rows, chunk=chunk
+    )
+
+
+def sigmoid(outputs: Outputs, batch: Batch, ranks: Ranks, *, rows: contrastive.Rows, chunk: int | None) -> Tensor:
+    """Nats per pair, ()."""
+    return contrastive.sigmoid_loss(
+        outputs["image_emb"], outputs["text_emb"], outputs["scale"], outputs["bias"], batch["valid"], ranks,
+        rows=rows, chunk=chunk,
+    )  # fmt: skip
+
+
+def losses(settings: ClipSettings) -> Mapping[str, Term]:
+    """One term: softmax or sigmoid."""
+    loss = {"softmax": softmax, "sigmoid": sigmoid}[settings.loss]
+    return {settings.loss: Term(partial(loss, rows=settings.rows, chunk=settings.chunk))}
+
+
+@torch.no_grad()
+def clamp_scale(module: nn.Module) -> None:
+    """Logits are never scaled by more than 100 (CLIP, section 2.5). Not with a bias: SigLIP's own scale goes beyond.
+
+    The engine calls it after a step, with whole parameters (gathered, under ZeRO-3), and carries what it changes over
+    to the optimiser's own float32 copy: what is clamped in a bf16 parameter alone is undone by the next step.
+    """
+    assert isinstance(module, Clip)
+    if module.clip.logit_bias is None:
+        module.clip.logit_scale.clamp_(max=math.log(MAX_SCALE))
+
+
+def frozen(settings: ClipSettings) -> Sequence[str]:
+    """Regexes on the names of the parameters that are not trained."""
+    return LOCKED_IMAGE if settings.lock_image else ()
+
+
+# A convolutional tower: at this size it learns far faster than a ViT. Two thirds of the parameters are the token table.
+TINY = {
+    "arch": {
+        "embed_dim": 128,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64},
+        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
+    }
+}
+
+SPEC = TrainSpec(
+    Settings=ClipSettings,
+    tiny=TINY,
+    build=build,
+    losses=losses,
+    ops=image_ops,
+    tokenizer=tokenizer,
+    after_step=clamp_scale,
+    accumulate="cached",
+    frozen=frozen,
+)

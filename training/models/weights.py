@@ -1,0 +1,166 @@
+"""Weights from outside into a CLIP: tags, files, urls, checkpoints of ours; never by a pickle that may run code."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import pickle
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from infra.errors import UsageError
+from infra.storage import Storage
+from infra.torchvision_here import make_importable
+from training.convert import from_transformers, is_transformers
+
+if TYPE_CHECKING:
+    from training.models.clip import Clip
+
+log = logging.getLogger(__name__)
+
+IN_FOLDERS = ("open_clip_model.safetensors", "model.safetensors")  # open_clip's and transformers' exports
+SHOWN = 5
+_WRAPPERS = ("module.", "_orig_mod.", "clip.")  # of DDP, torch.compile and ours
+
+
+def load_weights(module: Clip, source: str) -> None:
+    """Put published or trained weights into a model, all of them or none.
+
+    source: a tag of open_clip's for the model's architecture; a path or url of a .safetensors file, or of a .pt or
+    .bin file that holds tensors only; a folder with one of `IN_FOLDERS`; a checkpoint of ours. Layouts: open_clip's
+    models and training checkpoints, transformers' CLIPModel, ours. Raises UsageError that names what does not fit.
+    """
+    weights = read_weights(_located(module, source))
+    put_weights(module, weights, source)
+
+
+def read_weights(url: str) -> dict[str, Tensor]:
+    """Tensors of a file, a folder or a checkpoint of ours, by open_clip's names. Raises UsageError."""
+    weights = _unwrapped(_read(url))
+    return from_transformers(weights) if is_transformers(weights) else weights
+
+
+def put_weights(module: Clip, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load tensors by open_clip's names, every one of them. source: for messages. Raises UsageError."""
+    fitting = _fitted(module, dict(weights), source)
+    wanted = module.clip.state_dict()
+    faults = [
+        *_listed("missing", [name for name in wanted if name not in fitting]),
+        *_listed("not of this architecture", [name for name in fitting if name not in wanted]),
+        *_listed(
+            "of another shape",
+            [
+                f"{name} {tuple(fitting[name].shape)}, not {tuple(wanted[name].shape)}"
+                for name in wanted
+                if name in fitting and fitting[name].shape != wanted[name].shape
+            ],
+        ),
+    ]
+    if faults:
+        raise UsageError(f"{source}: not the weights of {module.settings.arch}; {'; '.join(faults)}")
+    module.clip.load_state_dict(fitting)
+
+
+def _listed(kind: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{more}"] if names else []
+
+
+def _fitted(module: Clip, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """What differs between layouts of one model is made good; what differs between models is left to be told."""
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
+
+    if hasattr(module.clip, "text") and "positional_embedding" in weights:
+        weights = convert_to_custom_text_state_dict(weights)
+    own = {"logit_scale": module.clip.logit_scale, "logit_bias": module.clip.logit_bias}
+    for name, parameter in own.items():
+        if parameter is not None and name in weights and weights[name].numel() == 1:
+            weights[name] = weights[name].reshape(parameter.shape)
+    if module.clip.logit_bias is None and weights.pop("logit_bias", None) is not None:
+        log.info("weights=%s dropped=logit_bias: it changes no softmax", source)
+    if module.clip.logit_bias is not None and "logit_bias" not in weights:
+        weights["logit_bias"] = module.clip.logit_bias.detach()
+        log.info("weights=%s has no logit_bias, trained by softmax; it starts at %g", source, module.clip.logit_bias)
+    if module.settings.image_size is not None:
+        resize_pos_embed(weights, module.clip)  # open_clip logs it
+    if module.settings.context_length is not None:
+        resize_text_pos_embed(weights, module.clip)
+    return weights
+
+
+def _located(module: Clip, source: str) -> str:
+    """A path or url: a tag's file is fetched by open_clip."""
+    make_importable()
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    arch = module.settings.arch
+    tags = list_pretrained_tags_by_model(arch) if isinstance(arch, str) else []
+    if source not in tags:
+        if "/" in source or "." in source or Storage(source).exists():
+            return source
+        close = difflib.get_close_matches(source, tags, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"its tags: {', '.join(tags) or 'none'}."
+        raise UsageError(f"pretrained {source}: no tag of {arch}, and no file; {hint} Or give a path or url")
+    try:
+        path: str = download_pretrained(get_pretrained_cfg(arch, source))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"pretrained {source}: cannot be fetched: {reason}; without a network, give a path") from None
+    return path
+
+
+def _read(url: str) -> Mapping[str, Tensor]:
+    from training.checkpoint import Checkpoint
+
+    folder = Storage(url)
+    if folder.exists("checkpoint.json"):
+        return Checkpoint.open(url).weights()
+    for name in IN_FOLDERS:
+        if folder.exists(name):
+            return _read(f"{url}/{name}")
+    storage, name = Storage.of_file(url)
+    if not storage.exists(name):
+        raise UsageError(f"{url}: there is no such file; give a .safetensors file, or a checkpoint of ours")
+    return _read_safetensors(storage, name) if name.endswith(".safetensors") else _read_tensors(storage, name)
+
+
+def _read_safetensors(storage: Storage, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load, load_file
+
+    try:
+        # A local file is mapped, never read twice.
+        return load_file(storage.path(name)) if storage.is_local else load(storage.read(name))
+    except SafetensorError as error:
+        raise UsageError(f"{storage.file_url(name)}: not a safetensors file: {error}") from None
+
+
+def _read_tensors(storage: Storage, name: str) -> dict[str, Tensor]:
+    """A file of torch.save. torch's restricted reader makes tensors and plain containers, and calls nothing else."""
+    import torch
+
+    url = storage.file_url(name)
+    try:
+        with storage.open(name) as file:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"{url}: not read, as more than tensors may lie in it ({reason}). Where you trust it, convert it once: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=False)['state_dict'], 'weights.safetensors')"
+        ) from None
+    weights = found.get("state_dict", found) if isinstance(found, dict) else {}
+    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UsageError(f"{url}: holds no tensors by name, nor a state_dict of them")
+    return tensors
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = dict(weights)
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
