@@ -22,6 +22,7 @@ from infra.errors import UsageError
 from infra.recipe import tuning
 from infra.torchvision_here import make_importable
 from training.models.architecture import ArchSettings, image_ops, model_cfg, tokenizer
+from training.models.weights import load_weights
 from training.objectives import contrastive
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs, Term, TrainSpec
@@ -85,8 +86,6 @@ def build(settings: ClipSettings) -> Clip:
     """The model, with the weights that the settings name."""
     module = Clip(settings)
     if settings.pretrained is not None:
-        from training.models.weights import load_weights
-
         load_weights(module, settings.pretrained)
     return module
 

@@ -1,0 +1,101 @@
+"""A trained CLIP, ready to be asked: pictures and texts to points of one space. For filters and evaluation."""
+
+# Shapes: B inputs, E embedding
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infra.errors import UsageError
+from infra.storage import Storage
+from training.models.architecture import image_ops, model_cfg, preprocess_cfg, tokenizer
+from training.models.clip import Clip, ClipSettings, build
+from training.models.weights import load_weights
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Encoder:
+    """Images and texts → (B, E) float32 of unit length, in evaluation mode and without gradients.
+
+    ops: what training.preprocess does to an image; size: its pixels a side; dim: E; scale: 1 / temperature.
+    """
+
+    def __init__(self, module: Clip, device: str, dtype: str) -> None:
+        settings = module.settings
+        self.ops, self.size = image_ops(settings)[1], preprocess_cfg(settings)["size"]
+        self.dim: int = model_cfg(settings)["embed_dim"]
+        self.scale = float(module.clip.logit_scale.float().exp())
+        self._digest = digest_of(module.clip.state_dict())  # of the weights as published, before they change dtype
+        self._tokenizer = tokenizer(settings)
+        self._module = module.eval().requires_grad_(False).to(device, DTYPES[dtype])
+        self._device = torch.device(device)
+
+    @torch.inference_mode()
+    def images(self, images: Tensor) -> Tensor:
+        """(B, 3, size, size), as `ops` makes them → (B, E) float32, unit length, on the encoder's device."""
+        return self._module.embed_images(images.to(self._device))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(B, E) float32, unit length, on the encoder's device; a text is cut to the model's context."""
+        return self._module.embed_texts(self._tokenizer(texts).to(self._device))
+
+    def identity(self) -> dict[str, Any]:
+        """What made the numbers, JSON-ready: the architecture, its weights' digest, and what is done to an image."""
+        return {"arch": self._module.settings.arch, "weights": self._digest, "ops": self.ops}
+
+
+def load_encoder(
+    model: str,
+    pretrained: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    *,
+    allow_random: bool = False,
+) -> Encoder:
+    """A CLIP by the name of its architecture and its weights, or from one of our checkpoints.
+
+    model: a name of open_clip's list, a .json file in its form, or the path or url of a checkpoint of ours.
+    pretrained: a tag, path or url (`training.models.weights`); a checkpoint brings its own. dtype: one of `DTYPES`.
+    Raises UsageError for unknown names, weights that do not fit, and weights that nobody trained.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype}: one of {', '.join(DTYPES)}")
+    if Storage(model).exists("checkpoint.json"):
+        if pretrained is not None:
+            raise UsageError(f"{model} is a checkpoint and brings its weights; leave pretrained out")
+        return Encoder(clip_of_checkpoint(model), device, dtype)
+    settings = ClipSettings.parse({"arch": model, "pretrained": pretrained}, "model")
+    if pretrained is None and not allow_random:
+        raise UsageError(
+            f"model {model}: without pretrained, its weights are random; give a tag, a path or a checkpoint"
+        )
+    return Encoder(build(settings), device, dtype)
+
+
+def clip_of_checkpoint(url: str) -> Clip:
+    """The model of one of our checkpoints, with its weights. Raises UsageError where it holds another model."""
+    from training.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(url)
+    model = checkpoint.facts["model"]
+    if model["name"] != "clip":
+        raise UsageError(f"{url}: holds a {model['name']}, not a clip")
+    module = Clip(ClipSettings.parse(model["settings"], f"{url}/checkpoint.json"))
+    load_weights(module, url)
+    return module
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """blake2b-128 over names and bytes, as hex: equal for equal weights, wherever they came from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
