@@ -30,7 +30,7 @@ class Encoder:
         settings = module.settings
         self.ops, self.size = image_ops(settings)[1], preprocess_cfg(settings)["size"]
         self.dim: int = model_cfg(settings)["embed_dim"]
-        self.scale = float(module.clip.logit_scale.float().exp())
+        self.scale = module.clip.logit_scale.float().exp().item()
         self._digest = digest_of(module.clip.state_dict())  # of the weights as published, before they change dtype
         self._tokenizer = tokenizer(settings)
         self._module = module.eval().requires_grad_(False).to(device, DTYPES[dtype])

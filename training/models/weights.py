@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import pickle
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -112,10 +111,10 @@ def _located(module: Clip, source: str) -> str:
 
 
 def _read(url: str) -> Mapping[str, Tensor]:
-    from training.checkpoint import Checkpoint
-
     folder = Storage(url)
     if folder.exists("checkpoint.json"):
+        from training.checkpoint import Checkpoint
+
         return Checkpoint.open(url).weights()
     for name in IN_FOLDERS:
         if folder.exists(name):
@@ -145,8 +144,8 @@ def _read_tensors(storage: Storage, name: str) -> dict[str, Tensor]:
     try:
         with storage.open(name) as file:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # noqa: BLE001 - foreign bytes reach every line of the reader
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"{url}: not read, as more than tensors may lie in it ({reason}). Where you trust it, convert it once: "
             "safetensors.torch.save_file(torch.load(path, weights_only=False)['state_dict'], 'weights.safetensors')"
