@@ -89,7 +89,7 @@ class Ops:
         return out
 
     def into(self, data: bytes, rng: np.random.Generator, out: Tensor) -> None:
-        """The same, written to out: (3, size, size) float32, perhaps a row of a batch; an unreadable image leaves it."""
+        """The same, written to out, (3, size, size) float32: a row of a batch. An unreadable image leaves it alone."""
         encoded = self.decode.open(data)
         view = self.framing.view(encoded.width, encoded.height, rng)
         if self.crop:
