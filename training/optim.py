@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from infra.errors import RecipeError
 from infra.recipe import Config
@@ -81,6 +81,6 @@ class LossScale:
         return replace(self, scale=self.scale * 2, num_calm=0)
 
 
-def num_parameters(parameters: Iterable[nn.Parameter]) -> int:
-    """Numbers in them, wherever ZeRO keeps their parts."""
-    return sum(int(getattr(one, "ds_numel", one.numel())) for one in parameters)
+def num_numbers(tensors: Iterable[Tensor]) -> int:
+    """How many numbers are in them, wherever ZeRO keeps their parts."""
+    return sum(int(getattr(one, "ds_numel", one.numel())) for one in tensors)

@@ -1,0 +1,287 @@
+"""The engine: a module, its optimiser and its gradients, over ranks and ZeRO stages. Only here is DeepSpeed imported.
+
+DeepSpeed runs in fp32 throughout: half precision is torch's autocast inside the module's forward pass, so weights,
+gradients and moments have one form at all stages and precisions, and a checkpoint of one serves every other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from infra.errors import RecipeError
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
+import deepspeed
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from training.accumulate import Losses, cached, plain
+from training.engine_settings import EngineSettings, deepspeed_config
+from training.optim import LossScale, OptimSettings, freeze, num_numbers, parameter_groups
+from training.ranks import Ranks
+from training.spec import Batch, Context, Outputs
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by torch's names
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to. terms: weighted, mean over ranks; norm of the gradient before it was clipped."""
+
+    terms: Mapping[str, float]
+    grad_norm: float
+    lr: float
+    is_skipped: bool  # the loss or a gradient was not finite on some rank: nothing has changed on any
+
+
+class _DeepSpeed(DeepSpeedEngine):
+    def _broadcast_model(self) -> None:
+        """The engine has done so; DeepSpeed's own fails on parameters of no dimension, such as a scale."""
+
+
+class Engine:
+    """Trains a module over ranks. All ranks call every method together.
+
+    module: on any device, its weights those of rank 0 afterwards. total_steps: where the learning rate ends.
+    micro_batch: rows of a rank in one forward pass; num_micro: forward passes a step. frozen: regexes on whole names.
+    Raises RecipeError for what this machine cannot do.
+    """
+
+    def __init__(
+        self, module: nn.Module, optim: OptimSettings, settings: EngineSettings, *, total_steps: int, micro_batch: int,
+        num_micro: int, ranks: Ranks, frozen: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        refuse_unfit(settings, self.device)
+        freeze(module, frozen)
+        self.module = module.to(self.device)
+        self.ranks = ranks
+        self.num_parameters = num_numbers(module.parameters())
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
+        self._optim, self._total_steps, self._stage = optim, total_steps, settings.zero
+        self._micro_batch, self._num_micro = micro_batch, num_micro
+        _take_weights_of_first_rank(module, ranks)
+        if settings.precision != "fp32":
+            # Inside forward: around it, DeepSpeed would switch it off.
+            module.forward = torch.autocast(self.device.type, DTYPES[settings.precision])(module.forward)
+        self._adam = torch.optim.AdamW(
+            parameter_groups(module, optim.weight_decay), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+        )
+        # Where DeepSpeed skips no step, an update is held here: no weight and no moment moves, its buffers are cleared.
+        self._is_held, update = False, self._adam.step
+        self._adam.step = lambda closure=None: None if self._is_held else update(closure)  # type: ignore[method-assign]
+        config = deepspeed_config(
+            settings, clip_norm=optim.clip_norm, micro_batch=micro_batch, num_micro=num_micro, num_ranks=ranks.num
+        )
+        # Its shared-memory collectives are compiled at first use, for half a minute, and a killed compiler leaves a
+        # lock that later runs wait for without a word; gloo serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed()
+        self._deepspeed = _DeepSpeed(None, module, self._adam, config=config, config_class=DeepSpeedConfig(config))
+        if settings.offload_optimizer != "nvme":
+            self._begin_moments()
+        if settings.compile:
+            self._deepspeed.compile()
+
+    def forward(self, batch: Batch, context: Context) -> Outputs:
+        """The module's outputs for rows on its device."""
+        outputs: Outputs = self._deepspeed(batch, context)
+        return outputs
+
+    def step(
+        self, batch: Batch, losses: Losses, step: int, *, accumulate: Literal["plain", "cached"] = "plain",
+        seed: Callable[[int], None] = lambda micro: None,
+    ) -> StepResult:  # fmt: skip
+        """One update from the rows of this rank: num_micro * micro_batch of them.
+
+        losses: weighted terms of outputs and their rows, whose mean over ranks is the loss. step: updates asked for so
+        far. seed: called before every forward pass with its micro-batch's number; cached makes each pass twice.
+        """
+        assert len(batch) == self._micro_batch * self._num_micro, (len(batch), self._micro_batch, self._num_micro)
+        batch = batch.to(self.device)
+        parts = [batch.part(at, at + self._micro_batch) for at in range(0, len(batch), self._micro_batch)]
+        context = Context(step, self.ranks)
+        self._set_loss_scale()
+
+        def forward(number: int) -> Outputs:
+            self._deepspeed.set_gradient_accumulation_boundary(number == len(parts) - 1)
+            seed(number)
+            return self.forward(parts[number], context)
+
+        def peek(number: int) -> Outputs:
+            with torch.no_grad(), self._buffers_kept():
+                return forward(number)
+
+        if accumulate == "cached" and len(parts) > 1:
+            terms = cached(parts, batch, peek, forward, losses, self._backward)
+        else:
+            terms = plain(parts, forward, losses, self._backward)
+        means = self.ranks.mean(torch.stack([term.float() for term in terms.values()]))
+        lr = self._optim.rate(step, self._total_steps)
+        norm, is_skipped = self._update(lr, bool(means.isfinite().all()))
+        return StepResult(dict(zip(terms, means.tolist(), strict=True)), norm, lr, is_skipped)
+
+    def after_step(self, change: Callable[[nn.Module], None]) -> None:
+        """Let the spec change weights or buffers: clamp a scale, move an average. Rank 0's weights are everyone's."""
+        with torch.no_grad(), self._gathered(list(self.module.parameters())):
+            change(self.module)
+        self._take_over_weights()
+
+    def sizes(self) -> dict[str, int]:
+        """Every weight and buffer that a checkpoint holds, in one order on all ranks, and its numbers."""
+        return {name: num_numbers([tensor]) for name, tensor in self._tensors().items()}
+
+    def read(self, name: str) -> dict[str, Tensor]:
+        """A tensor whole: weight, and of a trained one exp_avg and exp_avg_sq, each of the weight's shape."""
+        tensor = self._tensors()[name]
+        with self._gathered([tensor]):
+            states = {"weight": tensor.detach().clone()}
+        return states | ({key: self._moment(tensor, key) for key in MOMENTS} if tensor.requires_grad else {})
+
+    def write(self, name: str, states: Mapping[str, Tensor]) -> None:
+        """As `read` gave it, the same on all ranks; what is frozen takes no moments. `finish` comes after the last."""
+        tensor = self._tensors()[name]
+        with torch.no_grad(), self._gathered([tensor]):
+            tensor.copy_(states["weight"])
+        for key in MOMENTS if tensor.requires_grad else ():
+            self._set_moment(tensor, key, states.get(key, torch.zeros(states["weight"].shape)))
+
+    def counters(self) -> dict[str, Any]:
+        """What the engine counts, ready for JSON."""
+        steps = self._adam.state[self._flat()[0]]["step"]
+        return {"num_updates": int(steps), "loss_scale": asdict(self.loss_scale) if self.loss_scale else None}
+
+    def finish(self, counters: Mapping[str, Any]) -> None:
+        """End of writing: the optimiser's own copies of weights follow, and it counts on from there."""
+        self._take_over_weights()
+        for flat in self._flat():
+            self._adam.state[flat]["step"].fill_(counters["num_updates"])
+        if self.loss_scale and counters["loss_scale"]:
+            self.loss_scale = LossScale(**counters["loss_scale"])
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.loss_scale and self._stage == 0:  # above, DeepSpeed's optimiser scales and unscales
+            loss = loss * self.loss_scale.scale
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def _update(self, lr: float, is_finite: bool) -> tuple[float, bool]:
+        """The optimiser's step, unless something is not finite. Returns the gradient's norm, and was it skipped?"""
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        norm = self._unscale_and_clip() if self._stage == 0 else None
+        self._is_held = not is_finite or (norm is not None and not torch.isfinite(norm))
+        self._deepspeed.step()
+        is_skipped = self._is_held or not self._deepspeed.was_step_applied()
+        if self.loss_scale:
+            self.loss_scale = self.loss_scale.after(is_skipped)
+        return float(self._deepspeed.get_global_grad_norm() if norm is None else norm), is_skipped
+
+    def _unscale_and_clip(self) -> Tensor:
+        """What DeepSpeed leaves undone at stage 0. Returns the norm before clipping, ()."""
+        gradients = [one.grad for one in self._flat() if one.grad is not None]
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
+        norm = torch.nn.utils.get_total_norm(gradients) / scale
+        bound = self._optim.clip_norm or float("inf")
+        if self._optim.clip_norm or self.loss_scale:
+            torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0) / scale)
+        return norm
+
+    def _set_loss_scale(self) -> None:
+        if self.loss_scale and self._stage:
+            self._deepspeed.optimizer.override_loss_scale(self.loss_scale.scale)
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """A pass that is only looked at moves no running mean."""
+        kept = [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+        yield
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        held = self.module.state_dict().keys()  # without buffers that are not persistent
+        return {
+            name: tensor
+            for name, tensor in [*self.module.named_parameters(), *self.module.named_buffers()]
+            if name in held
+        }
+
+    def _flat(self) -> list[Tensor]:
+        """What AdamW holds: parameters, or this rank's parts of them, flat."""
+        if self._stage == 0:
+            return [one for group in self._adam.param_groups for one in group["params"]]
+        zero = self._deepspeed.optimizer
+        parts: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
+        )
+        return parts
+
+    def _begin_moments(self) -> None:
+        """AdamW makes its moments at its first step; made now, a checkpoint can be taken and given at any time."""
+        for flat in self._flat():
+            zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
+            self._adam.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
+        if self._stage in (1, 2):
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _moment(self, parameter: Tensor, key: str) -> Tensor:
+        if self._stage == 0:
+            return self._adam.state[parameter][key].clone()
+        whole: Tensor = deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+        return whole
+
+    def _set_moment(self, parameter: Tensor, key: str, value: Tensor) -> None:
+        value = value.to(self.device)
+        if self._stage == 0:
+            self._adam.state[parameter][key].copy_(value)
+        elif self._stage < 3:
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+        else:
+            # Its setter of whole values fails where the ranks do not divide them: the last part is padded.
+            size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+            own = value.flatten()[size * self.ranks.rank : size * (self.ranks.rank + 1)]
+            padded = torch.nn.functional.pad(own, (0, size - len(own)))
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, padded, key)
+
+    def _take_over_weights(self) -> None:
+        if self._stage:
+            self._deepspeed.optimizer.refresh_fp32_params()
+
+    @contextmanager
+    def _gathered(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Whole, where stage 3 has cut them; what is changed inside is taken from rank 0."""
+        parted = [one for one in tensors if hasattr(one, "ds_id")]
+        with deepspeed.zero.GatheredParameters(parted, modifier_rank=0, enabled=bool(parted)):
+            yield
+
+
+def refuse_unfit(settings: EngineSettings, device: torch.device) -> None:
+    """Raises RecipeError for what DeepSpeed cannot do on this machine, before anything has started."""
+    if settings.precision == "fp16" and device.type == "cpu":
+        raise RecipeError("engine.precision=fp16: DeepSpeed has no fp16 on a CPU; take bf16, or fp32")
+    if "nvme" in (settings.offload_optimizer, settings.offload_parameters):
+        if not deepspeed.ops.__compatible_ops__.get("async_io"):
+            raise RecipeError(
+                "offload to nvme: DeepSpeed's async_io needs libaio here (apt-get install libaio-dev), or take cpu"
+            )
+        if not os.path.isdir(settings.nvme_path or ""):
+            raise RecipeError(f"engine.nvme_path={settings.nvme_path}: no such folder on this node")
+
+
+def _take_weights_of_first_rank(module: nn.Module, ranks: Ranks) -> None:
+    if ranks.num == 1:
+        return
+    for tensor in [*module.parameters(), *module.buffers()]:
+        plain = tensor.data.view(torch.uint8) if tensor.dtype == torch.bool else tensor.data
+        dist.broadcast(plain, 0)
