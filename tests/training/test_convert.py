@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from infra.errors import UsageError
+from infra.torchvision_here import make_importable
 from training.convert import from_transformers, is_transformers, to_transformers, transformers_config
 from training.models.clip import Clip, ClipSettings
 
@@ -32,14 +33,21 @@ def test_a_round_trip_gives_every_bit_back():
     assert all(torch.equal(back[name], weights[name]) for name in weights)
 
 
-def test_names_and_shapes_are_those_of_transformers():
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_a_clip_model_of_transformers_has_the_same_features(quick_gelu):
+    make_importable()
     from transformers import CLIPConfig, CLIPModel
 
-    model = CLIPModel(CLIPConfig(**transformers_config(VIT)))
-    there = to_transformers(open_clip_weights())
-    assert {name: tensor.shape for name, tensor in there.items()} == {
-        name: tensor.shape for name, tensor in model.state_dict().items()
-    }
+    torch.manual_seed(0)
+    ours = Clip(ClipSettings(arch=VIT | {"quick_gelu": quick_gelu})).eval()
+    theirs = CLIPModel(CLIPConfig(**transformers_config(VIT | {"quick_gelu": quick_gelu}))).eval()
+    theirs.load_state_dict(to_transformers(ours.clip.state_dict()), strict=True)
+    images, tokens = torch.randn(3, 3, 16, 16), torch.randint(1, 99, (3, 8))
+    tokens[:, 5] = 99  # ends a text; what follows is padding
+    with torch.no_grad():
+        found = theirs(input_ids=tokens, pixel_values=images)
+        torch.testing.assert_close(found.image_embeds, ours.embed_images(images), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.text_embeds, ours.embed_texts(tokens), atol=1e-5, rtol=0)
 
 
 def test_a_text_tower_of_its_own_has_the_same_names_there():

@@ -103,8 +103,11 @@ def test_outputs_are_reckoned_never_parameters():
         assert tensor.data_ptr() not in owned
 
 
-def test_in_half_precision_the_features_are_float32_of_unit_length():
-    outputs = ours(VIT).bfloat16()(pairs(), ALONE)
+@pytest.mark.parametrize("cast", [True, False], ids=["cast", "autocast"])
+def test_in_half_precision_the_features_are_float32_of_unit_length(cast):
+    module = ours(VIT).bfloat16() if cast else ours(VIT)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not cast):
+        outputs = module(pairs(), ALONE)
     assert {tensor.dtype for tensor in outputs.values()} == {torch.float32}
     for name in ("image_emb", "text_emb"):
         torch.testing.assert_close(outputs[name].norm(dim=-1), torch.ones(6), atol=1e-6, rtol=0)
