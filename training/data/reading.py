@@ -1,0 +1,86 @@
+"""Samples to batches, in a worker process: read, decode, augment, tokenise. What is broken becomes a masked row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from infra.storage import Storage
+from training.data.copies import Copies
+from training.preprocess import Ops, UnreadableImage
+from training.spec import Batch, Tokenizer
+
+# Shapes: B samples, H height, W width, L tokens
+
+AUGMENT = b"augment"
+
+
+class Sample(NamedTuple):
+    """One row of a batch: what to read, and where."""
+
+    uid: bytes
+    source: int  # the number of its dataset
+    shard: str
+    offset: int  # of the encoded image in the tar, bytes
+    size: int  # 0 where there is no image
+    text: str | None
+    epoch: int
+
+
+Broken = tuple[bytes, str]  # uid and reason
+
+
+class Reader:
+    """Makes batches of samples; torch's loader runs it in its workers. Picklable."""
+
+    def __init__(self, sources: Sequence[Storage], ops: str, tokenizer: Tokenizer, seed: int, copies: Copies) -> None:
+        self._sources = sources
+        self._ops = Ops.parse(ops)
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._copies = copies
+
+    def __getitems__(self, samples: Sequence[Sample]) -> tuple[Batch, list[Broken]]:
+        """The batch, and what of it is masked. Nothing in the data can make it fail."""
+        images = torch.zeros(len(samples), 3, self._ops.size, self._ops.size)
+        if get_worker_info() is not None:
+            images.share_memory_()  # now, instead of a copy on the way to the trainer
+        valid = torch.zeros(len(samples), dtype=torch.bool)
+        broken: list[Broken] = []
+        for row, (sample, data) in enumerate(zip(samples, self._read(samples), strict=True)):
+            reason = self._fill(images[row], sample, data)
+            valid[row] = reason is None
+            if reason is not None:
+                broken.append((sample.uid, reason))
+        tokens = self._tokenizer([sample.text or "" for sample in samples])
+        tensors: Mapping[str, Tensor] = {"image": images, "text": tokens, "valid": valid}
+        return Batch([sample.uid for sample in samples], tensors), broken
+
+    def _fill(self, image: Tensor, sample: Sample, data: bytes | str) -> str | None:
+        """Decode into (3, H, W). Returns the reason where that cannot be."""
+        if isinstance(data, str):
+            return data
+        if not sample.text:
+            return "no_caption"
+        try:
+            image.copy_(self._ops(data, chance_of(self._seed, sample.epoch, sample.uid)))
+        except UnreadableImage as error:
+            return error.reason
+        return None
+
+    def _read(self, samples: Sequence[Sample]) -> list[bytes | str]:
+        """Encoded images, or the reason why there is none."""
+        return [self._copies.read(self._sources[each.source], f"{each.shard}.tar", each.offset, each.size)
+                if each.size else "no_image" for each in samples]  # fmt: skip
+
+
+def chance_of(seed: int, epoch: int, uid: bytes) -> np.random.Generator:
+    """What augmentation may draw from: the same for the same image in the same epoch, wherever it is decoded."""
+    key = hashlib.blake2b(AUGMENT + uid + epoch.to_bytes(8, "little"), digest_size=16, key=seed.to_bytes(8, "little"))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key.digest(), "little")))

@@ -1,0 +1,62 @@
+"""How much arithmetic a step is, and how much the device could do: their ratio tells how well it is used."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.ranks import Ranks
+from training.spec import Batch, Context
+
+# Dense peaks by the makers' data sheets, in floating-point operations a second: without sparsity, boost clocks.
+PEAKS = {
+    ("H200", torch.bfloat16): 989e12,
+    ("H100", torch.bfloat16): 989e12,
+    ("A100", torch.bfloat16): 312e12,
+    ("L40S", torch.bfloat16): 362e12,
+    ("V100", torch.float16): 125e12,
+    ("H200", torch.float32): 67e12,
+    ("H100", torch.float32): 67e12,
+    ("A100", torch.float32): 19.5e12,
+}
+MEASURED_SIDE = 1024  # of the square matrices that a CPU's peak is measured with
+
+
+def forward_flops(module: nn.Module, batch: Batch) -> float:
+    """Floating-point operations of a forward pass over a sample: nothing is computed, only shapes are followed."""
+    meta = torch.device("meta")
+    state = {name: value.to(meta) for name, value in (*module.named_parameters(), *module.named_buffers())}
+    part = batch.part(0, 1).to(meta)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        functional_call(module, state, (part, Context(0, Ranks())))
+    return float(counter.get_total_flops())
+
+
+def step_flops(forward: float, is_cached: bool) -> float:
+    """Of forward and backward: the backward pass is twice the forward one; a cached step goes forward twice.
+
+    What activation checkpointing computes again is not counted: it is a cost of memory, no work of the model.
+    """
+    return (4 if is_cached else 3) * forward
+
+
+@lru_cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """A second's operations at the device's peak; None where it is not known. A CPU's is measured on large matrices."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if dtype == torch.float16 and "V100" not in name:
+            dtype = torch.bfloat16  # the same units, at the same rate
+        return next((peak for (word, kind), peak in PEAKS.items() if word in name and kind == dtype), None)
+    left = torch.ones(MEASURED_SIDE, MEASURED_SIDE, dtype=torch.float32)
+    took_s = []
+    for _ in range(5):
+        began = time.perf_counter()
+        left @ left
+        took_s.append(time.perf_counter() - began)
+    return 2 * MEASURED_SIDE**3 / min(took_s)
