@@ -49,14 +49,14 @@ def cached(
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     start = 0
     for number, part in enumerate(parts):
-        is_last = number == len(parts) - 1
         outputs = forward(number)
         rows = slice(start, start + len(part))
-        carried = [
-            (outputs[name].float() * (gradient[rows] if gradient.ndim else gradient).float()).sum()
-            for name, gradient in gradients.items()
-            if outputs[name].requires_grad and (gradient.ndim or is_last)
-        ]
+        is_last = number == len(parts) - 1
+        # Zero, not nothing, before the last part: ZeRO 3 and offloading mix up what has no gradient in some pass.
+        own = {
+            name: gradient[rows] if gradient.ndim else gradient * float(is_last) for name, gradient in gradients.items()
+        }
+        carried = [(outputs[name].float() * own[name].float()).sum() for name in own if outputs[name].requires_grad]
         backward(torch.stack(carried).sum())
         start += len(part)
     return {name: term.detach() for name, term in terms.items()}

@@ -7,7 +7,7 @@ gradients and moments have one form at all stages and precisions, and a checkpoi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -88,6 +88,8 @@ class Engine:
         # lock that later runs wait for without a word; gloo serves.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed()
+        if self._stage == 3:
+            _cut(module, config)
         self._deepspeed = _DeepSpeed(None, module, self._adam, config=config, config_class=DeepSpeedConfig(config))
         if settings.offload_optimizer != "nvme":
             self._begin_moments()
@@ -112,7 +114,7 @@ class Engine:
         batch = batch.to(self.device)
         parts = [batch.part(at, at + self._micro_batch) for at in range(0, len(batch), self._micro_batch)]
         context = Context(step, self.ranks)
-        self._set_loss_scale()
+        self._make_ready()
 
         def forward(number: int) -> Outputs:
             self._deepspeed.set_gradient_accumulation_boundary(number == len(parts) - 1)
@@ -134,7 +136,7 @@ class Engine:
 
     def after_step(self, change: Callable[[nn.Module], None]) -> None:
         """Let the spec change weights or buffers: clamp a scale, move an average. Rank 0's weights are everyone's."""
-        with torch.no_grad(), self._gathered(list(self.module.parameters())):
+        with torch.no_grad(), _whole(self.module.parameters(), self.ranks, is_changed=True):
             change(self.module)
         self._take_over_weights()
 
@@ -145,14 +147,14 @@ class Engine:
     def read(self, name: str) -> dict[str, Tensor]:
         """A tensor whole: weight, and of a trained one exp_avg and exp_avg_sq, each of the weight's shape."""
         tensor = self._tensors()[name]
-        with self._gathered([tensor]):
+        with _whole([tensor], self.ranks):
             states = {"weight": tensor.detach().clone()}
         return states | ({key: self._moment(tensor, key) for key in MOMENTS} if tensor.requires_grad else {})
 
     def write(self, name: str, states: Mapping[str, Tensor]) -> None:
         """As `read` gave it, the same on all ranks; what is frozen takes no moments. `finish` comes after the last."""
         tensor = self._tensors()[name]
-        with torch.no_grad(), self._gathered([tensor]):
+        with torch.no_grad(), _whole([tensor], self.ranks, is_changed=True):
             tensor.copy_(states["weight"])
         for key in MOMENTS if tensor.requires_grad else ():
             self._set_moment(tensor, key, states.get(key, torch.zeros(states["weight"].shape)))
@@ -197,9 +199,11 @@ class Engine:
             torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0) / scale)
         return norm
 
-    def _set_loss_scale(self) -> None:
+    def _make_ready(self) -> None:
         if self.loss_scale and self._stage:
             self._deepspeed.optimizer.override_loss_scale(self.loss_scale.scale)
+        if self._stage == 3:  # a parameter that a step does not use would keep the last step's gradient
+            self._deepspeed.optimizer.grad_partitions_flat_buffer.zero_()
 
     @contextmanager
     def _buffers_kept(self) -> Iterator[None]:
@@ -258,13 +262,6 @@ class Engine:
         if self._stage:
             self._deepspeed.optimizer.refresh_fp32_params()
 
-    @contextmanager
-    def _gathered(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Whole, where stage 3 has cut them; what is changed inside is taken from rank 0."""
-        parted = [one for one in tensors if hasattr(one, "ds_id")]
-        with deepspeed.zero.GatheredParameters(parted, modifier_rank=0, enabled=bool(parted)):
-            yield
-
 
 def refuse_unfit(settings: EngineSettings, device: torch.device) -> None:
     """Raises RecipeError for what DeepSpeed cannot do on this machine, before anything has started."""
@@ -277,6 +274,30 @@ def refuse_unfit(settings: EngineSettings, device: torch.device) -> None:
             )
         if not os.path.isdir(settings.nvme_path or ""):
             raise RecipeError(f"engine.nvme_path={settings.nvme_path}: no such folder on this node")
+
+
+def _cut(module: nn.Module, config: dict[str, Any]) -> None:
+    """Stage 3's parts of parameters. DeepSpeed cannot cut those of no dimension, so they have one meanwhile."""
+    scalars = [parameter for parameter in module.parameters() if parameter.ndim == 0]
+    for scalar in scalars:
+        scalar.data = scalar.data.reshape(1)
+    deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
+    for scalar in scalars:
+        scalar.ds_shape = torch.Size([])  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _whole(tensors: Iterable[Tensor], ranks: Ranks, *, is_changed: bool = False) -> Iterator[None]:
+    """Gathers what stage 3 has cut; a change inside is that of rank 0. DeepSpeed's own fails where `_cut` tells of."""
+    parts: list[Any] = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+    if parts:
+        parts[0].all_gather(param_list=parts)
+    yield
+    if is_changed and ranks.num > 1:
+        for tensor in parts:
+            dist.broadcast(tensor.data, 0)
+    if parts:
+        parts[0].partition(param_list=parts, has_been_updated=is_changed)
 
 
 def _take_weights_of_first_rank(module: nn.Module, ranks: Ranks) -> None:
