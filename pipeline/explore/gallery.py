@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from filters.safety import are_doubtful
+from infra.page.words import link, plain
 from infra.recipe import Config
 from infra.sample import UID_BYTES
 from infra.tables import read_table
 from pipeline.explore.counts import Condition, Explorer, all_of, codes, fate
 from pipeline.explore.rules import MAX_RULES, Asked, Range, Values
-from pipeline.report.words import link, plain
 
 PAGE = 24
 MAX_CAPTION = 2000  # characters

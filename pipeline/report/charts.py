@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from infra.page.words import compact
 from pipeline.report.gather import Histogram
 from pipeline.report.scored import Cut
 
@@ -67,14 +68,6 @@ def cut_histogram(
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
     ).format(WIDTH, HEIGHT, f"{title}. {spoken}", Markup("").join(body))  # fmt: skip
-
-
-def compact(number: float) -> str:
-    """A count in few letters: 950, 12k, 3.4M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:g}"
 
 
 @dataclass(frozen=True, slots=True)

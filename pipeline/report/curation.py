@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.page.words import share_text
 from infra.selection import Selection
 from pipeline.judge import ALL_RULES, Judgement, Tally, judge, unguarded
 from pipeline.report import charts
@@ -12,7 +13,6 @@ from pipeline.report.funnel import Flow, Stage
 from pipeline.report.scored import score_columns, value_text
 from pipeline.report.sections import SEED, Overview, Section
 from pipeline.report.source import Source
-from pipeline.report.words import share_text
 from pipeline.truth import truth_of
 
 

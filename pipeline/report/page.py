@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
+from infra.page import templates_of, words
 from infra.reasons import explain
-from pipeline.report import words
 from pipeline.report.gather import Downloaded
 from pipeline.report.sections import Overview, Section
 from pipeline.report.source import Source
@@ -22,18 +22,8 @@ def render(source: Source, seen: Overview, sections: Sequence[Section]) -> str:
 
 @cache
 def _templates() -> Environment:
-    # Captions and urls come from strangers: everything is escaped unless it was built as Markup here.
-    templates = Environment(
-        loader=PackageLoader("pipeline.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {
-        "count": words.count_text, "share": words.share_text, "size": words.size_text, "duration": words.duration_text,
-        "time": words.time_text, "plain": words.plain, "link": words.link, "explain": explain,
-    }  # fmt: skip
+    templates = templates_of("pipeline.report")
+    templates.filters["explain"] = explain
     return templates
 
 

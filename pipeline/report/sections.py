@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from infra.page.words import size_text
 from infra.reasons import explain
 from pipeline.report import charts, gather
 from pipeline.report.funnel import Flow, Stage, StepFacts, conservation_faults, flows, step_facts
 from pipeline.report.gallery import stored_pictures
 from pipeline.report.source import Source
-from pipeline.report.words import size_text
 
 SEED = 0
 NUM_PICTURES = 48

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
-from pipeline.report.charts import HEIGHT, WIDTH, Series, _edges, compact, histogram
+from infra.page.words import compact, duration_text, share_text, size_text
+from pipeline.report.charts import HEIGHT, WIDTH, Series, _edges, histogram
 from pipeline.report.gather import Histogram
-from pipeline.report.words import duration_text, share_text, size_text
 
 
 def binned(values: list[float], per_octave: int, is_centred: bool) -> Histogram:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
+from infra.page.words import link, plain
 from pipeline.report import write_report
 from pipeline.report.gallery import SIDE, thumbnail
 from pipeline.report.page import _templates
-from pipeline.report.words import link, plain
 
 ATTACKS = [
     "<script>alert(1)</script>",

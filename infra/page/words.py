@@ -16,6 +16,14 @@ def count_text(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
 
 
+def compact(number: float) -> str:
+    """A count in few letters: 950, 12k, 3.4M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:g}"
+
+
 def share_text(share: float) -> str:
     """A share in [0, 1] as per cent; a little is never shown as nothing, nor almost all as all."""
     percent = 100 * share
