@@ -133,8 +133,7 @@ def losses(settings: ClipSettings) -> Mapping[str, Term]:
 def clamp_scale(module: nn.Module) -> None:
     """Logits are never scaled by more than 100 (CLIP, section 2.5). Not with a bias: SigLIP's own scale goes beyond.
 
-    The engine calls it after a step, with whole parameters (gathered, under ZeRO-3), and carries what it changes over
-    to the optimiser's own float32 copy: what is clamped in a bf16 parameter alone is undone by the next step.
+    It needs whole parameters, and the optimiser's own copies to follow them: `Engine.after_step` sees to both.
     """
     assert isinstance(module, Clip)
     if module.clip.logit_bias is None:

@@ -83,10 +83,9 @@ def clip_of_checkpoint(url: str) -> Clip:
     """The model of one of our checkpoints, with its weights. Raises UsageError where it holds another model."""
     from training.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(url)
-    model = checkpoint.facts["model"]
-    if model["name"] != "clip":
-        raise UsageError(f"{url}: holds a {model['name']}, not a clip")
+    model = Checkpoint.open(url).facts.model
+    if model.get("name") != "clip":
+        raise UsageError(f"{url}: holds a {model.get('name')}, not a clip")
     module = Clip(ClipSettings.parse(model["settings"], f"{url}/checkpoint.json"))
     load_weights(module, url)
     return module
