@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from infra.errors import UsageError
 from infra.storage import Storage
 from infra.torchvision_here import make_importable
-from training.checkpoint import Checkpoint, Facts, Saver
+from training.checkpoint import Checkpoint, Facts
 from training.export import export
 from training.models.clip import Clip, ClipSettings, build
 from training.models.encoder import load_encoder
 from training.ranks import Ranks
+from training.saver import Saver
 
 make_importable()
 
