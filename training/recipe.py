@@ -16,6 +16,8 @@ from training.models import MODELS
 from training.optim import OptimSettings
 from training.spec import TrainSpec
 
+CHECKPOINTS = "checkpoints"  # folder of them, below a run's
+
 
 class CheckpointSettings(Config):
     """When the run's state is written, and what of it is kept."""
@@ -42,8 +44,8 @@ class TrainRecipe(Config):
 
     model: dict[str, Any] = Field(description="name (of training.models.MODELS), and the model's own settings.")
     data: DataSettings
-    optim: OptimSettings = OptimSettings()
-    engine: EngineSettings = EngineSettings()
+    optim: OptimSettings = OptimSettings.parse({}, "optim")
+    engine: EngineSettings = EngineSettings.parse({}, "engine")
     samples: int | None = Field(None, gt=0, description="Samples to see in all; or say epochs.")
     epochs: float | None = Field(None, gt=0, description="Passes over the data; or say samples.")
     ops: str | None = Field(None, description="Image operations of training. Unset: the model's.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import torch
@@ -35,6 +36,19 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """On another device, without waiting where the memory is pinned."""
         return Batch(self.uids, {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
+
+    @staticmethod
+    def joined(parts: Sequence[Batch], device: torch.device) -> Batch:
+        """Parts as one batch on a device; a single part is only moved."""
+        if len(parts) == 1:
+            return parts[0].to(device)
+        uids = [uid for part in parts for uid in part.uids]
+        tensors = {}
+        for name, first in parts[0].tensors.items():
+            tensors[name] = torch.empty((len(uids), *first.shape[1:]), dtype=first.dtype, device=device)
+            for at, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):
+                tensors[name][at : at + len(part)].copy_(part[name], non_blocking=True)
+        return Batch(uids, tensors)
 
     def pin_memory(self) -> Batch:
         """In page-locked memory; torch's loader asks for it."""

@@ -108,7 +108,7 @@ class Loader:
             )
         return int(state["samples"])
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Generator[Batch]:
         """This rank's micro-batches from sample `start` on, without end. Closing the iterator ends its workers."""
         workers = self.settings.workers
         if workers is None:

@@ -69,7 +69,7 @@ class Reader:
         if not sample.text:
             return "no_caption"
         try:
-            image.copy_(self._ops(data, chance_of(self._seed, sample.epoch, sample.uid)))
+            self._ops.into(data, chance_of(self._seed, sample.epoch, sample.uid), image)
         except UnreadableImage as error:
             return error.reason
         return None

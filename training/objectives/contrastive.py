@@ -24,8 +24,13 @@ Rows = Literal["local", "global"]
 class Ranks(Protocol):
     """The processes that share a global batch (training/ranks.py); alone, gather returns what it is given."""
 
-    num: int
-    rank: int
+    @property
+    def num(self) -> int:
+        """How many they are."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this one is."""
 
     def gather(self, values: Tensor) -> Tensor:
         """(B, …) of this rank → (G, …) of all, in the order of ranks. Gradients flow back, summed over ranks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,14 @@ def loader(folder: Path, ranks: Ranks = Ranks(), num_micro: int = 1, **settings:
     return Loader(DataSettings(datasets=datasets, **values), OPS, Numbers(), seed, ranks=ranks, num_micro=num_micro)
 
 
-def rows(batches: Iterator[Batch], num_steps: int, num_micro: int = 1) -> list[list[tuple[bytes, int, bytes]]]:
+def rows(batches: Generator[Batch], num_steps: int, num_micro: int = 1) -> list[list[tuple[bytes, int, bytes]]]:
     """Of each step: uid, token and pixels of every row."""
     parts = islice(batches, num_steps * num_micro)
     told = [
         [(uid, int(batch["text"][row]), batch["image"][row].numpy().tobytes()) for row, uid in enumerate(batch.uids)]
         for batch in parts
     ]
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return [list(chain(*told[at : at + num_micro])) for at in range(0, len(told), num_micro)]
 
 

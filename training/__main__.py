@@ -1,0 +1,124 @@
+"""python -m training train | evaluate | export | bench-data: curated shards to a trained model, and what it can do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from infra.cli import CONTEXT, print_json, run_main, say_plan
+
+SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+
+
+@click.group(context_settings=CONTEXT)
+def main() -> None:
+    """Train on selections of shards, evaluate, export.
+
+    \b
+    train        a recipe to a model: CLIP now; any number of ranks, any ZeRO stage, exact resume
+    evaluate     what a checkpoint can do: zero-shot classification, retrieval
+    export       a checkpoint in the form of open_clip or transformers
+    bench-data   the loader alone: is it fast enough for the model?
+
+    Several ranks, by whatever starts processes:
+
+    \b
+    torchrun --nproc-per-node 8 -m training train RECIPE
+    deepspeed --no_local_rank --module training train RECIPE
+    srun python -m training train RECIPE                       (infra/cluster/slurm has the batch files)
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 75 asked to leave by SIGTERM or SIGUSR1: saved, start it again.
+    """
+
+
+@main.command()
+@click.argument("recipe", metavar="RECIPE")
+@SETTINGS
+@click.option("--resume", default="auto", show_default=True, metavar="auto|PATH",
+              help="Go on from the newest checkpoint of the run, if there is one; or from this one.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), help="Leave after this many steps, as if asked to by a queue.")
+@click.option("--dry-run", is_flag=True, help="Say parameters, memory, steps, arithmetic; one step of the tiny twin.")
+@JSON
+def train(
+    recipe: str, settings: Sequence[str], resume: str, limit: int | None, dry_run: bool, as_json: bool
+) -> int:  # fmt: skip
+    """Train a model. The same command goes on where a run was stopped, with any number of ranks.
+
+    \b
+    python -m training train training/recipes/clip_tiny.yaml --set data.datasets.0.path=out/demo --set out=out/clip
+    python -m training train training/recipes/clip_vitb32.yaml --dry-run
+    """
+    from training.recipe import TrainRecipe
+
+    read = TrainRecipe.load(recipe, settings)
+    if dry_run:
+        from training.plan import plan_text
+
+        say_plan(plan_text(read), as_json)
+        return 0
+    from training.rendezvous import joined
+    from training.train import train as run
+
+    with joined(os.environ) as ranks:
+        done = run(read, ranks, resume, limit)
+    if as_json and ranks.rank == 0:
+        print_json({"out": read.out, "steps": done.step, "total": done.total, "exit": done.code})
+    return done.code
+
+
+@main.command("bench-data")
+@click.argument("recipe", metavar="RECIPE")
+@SETTINGS
+@click.option("--batches", default=50, show_default=True, type=click.IntRange(min=1), help="Steps to read.")
+@JSON
+def bench_data(recipe: str, settings: Sequence[str], batches: int, as_json: bool) -> None:
+    """The recipe's loader without a model: samples a second, and CPU-milliseconds a sample.
+
+    \b
+    python -m training bench-data training/recipes/clip_tiny.yaml --set data.workers=2
+    """
+    from training.data.bench import bench
+    from training.recipe import TrainRecipe
+
+    told = bench(TrainRecipe.load(recipe, settings), batches)
+    if as_json:
+        print_json(told)
+        return
+    click.echo(
+        f"{told['samples']:,} samples in {told['wall_s']:.1f} s: {told['samples_per_s']:,.0f} samples/s, "
+        f"{told['cpu_ms']:.2f} CPU-ms a sample, {told['masked']:,} masked"
+    )
+
+
+@main.command()
+@click.argument("checkpoint", metavar="CKPT")
+@click.option("--to", "form", required=True, type=click.Choice(["open_clip", "transformers", "safetensors"]))
+@click.option("--out", required=True, metavar="PATH", help="Folder to write; for safetensors a file.")
+def export(checkpoint: str, form: Any, out: str) -> None:
+    """A checkpoint's weights in the form that others load.
+
+    \b
+    python -m training export out/clip/checkpoints/step-0000000200 --to open_clip --out out/clip_open
+    """
+    from training.export import export as write
+
+    write(newest(checkpoint), form, out)
+    click.echo(f"{out}: written")
+
+
+def newest(place: str) -> str:
+    """A checkpoint's url: the one given, or the newest of a run's folder."""
+    from infra.storage import Storage
+    from training.checkpoint import latest
+    from training.recipe import CHECKPOINTS
+
+    return latest(Storage(f"{place.rstrip('/')}/{CHECKPOINTS}")) or place
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, "python -m training"))

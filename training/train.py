@@ -1,0 +1,268 @@
+"""THE job: a recipe to a trained model. One loop for every model; what differs stands in its TrainSpec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from infra.errors import FingerprintError, PairmillError
+from infra.storage import Storage
+from training.checkpoint import Checkpoint, Facts, Keep, latest
+from training.data.loader import Loader
+from training.engine import DTYPES, Engine, StepResult
+from training.flops import forward_flops, peak_flops, step_flops
+from training.ranks import Ranks
+from training.recipe import CHECKPOINTS, TrainRecipe
+from training.saver import Saver
+from training.spec import Batch, Outputs, Term
+from training.watch import Silent, Watch
+
+FINISHED, PREEMPTED = 0, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again": queues start such a job anew
+BAD_BATCHES = "skipped.jsonl"
+
+
+class TrainingError(PairmillError):
+    """A run cannot go on."""
+
+
+@dataclass
+class Preemption:
+    """Was this process asked to leave? SIGTERM and SIGUSR1, as queues send them before they kill."""
+
+    is_asked: bool = False
+
+    @contextmanager
+    def watched(self) -> Iterator[Preemption]:
+        """Note signals while the block runs, in place of dying."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+
+
+@dataclass
+class Meter:
+    """Numbers of the steps since the last line: means, rates, shares."""
+
+    num_steps: int = 0
+    num_skipped: int = 0
+    waited_s: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, result: StepResult, waited_s: float) -> None:
+        """One step more."""
+        self.num_steps += 1
+        self.num_skipped += result.is_skipped
+        self.waited_s += waited_s
+        told = {"loss": sum(result.terms.values()), "grad_norm": result.grad_norm}
+        for name, value in (told | {f"loss/{name}": term for name, term in result.terms.items()}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def numbers(self, batch: int) -> dict[str, float]:
+        """Means over the steps; samples a second; the share of time that went by waiting for data."""
+        took_s = max(time.monotonic() - self.began, 1e-9)
+        means = {name: value / self.num_steps for name, value in self.sums.items()}
+        rates = {"samples_per_s": batch * self.num_steps / took_s, "data_wait": self.waited_s / took_s}
+        return {**means, **rates, "skipped": float(self.num_skipped)}
+
+
+class Run:
+    """One run on one rank. Raises what a person can mend before the first step."""
+
+    def __init__(self, recipe: TrainRecipe, ranks: Ranks) -> None:
+        self.recipe, self.ranks = recipe, ranks
+        self.spec, settings = recipe.spec, recipe.model_settings()
+        self.storage = Storage(recipe.out)
+        # Logs are files that grow, which an object store has not: of a remote run they lie here.
+        self.folder = Path(self.storage.path() if self.storage.is_local else f"runs/{recipe.word()}")
+        self.num_micro = recipe.num_micro(ranks.num)
+        self.loader = Loader(
+            recipe.data, recipe.ops or self.spec.ops(settings)[0], self.spec.tokenizer(settings), recipe.seed,
+            ranks=ranks, num_micro=self.num_micro,
+        )  # fmt: skip
+        self.total = recipe.total_steps(self.loader.num_units)
+        torch.manual_seed(recipe.seed)
+        module = self.spec.build(settings)
+        self.micro_batch = recipe.data.batch // ranks.num // self.num_micro
+        self._forward_flops: float | None = None
+        self.terms: Mapping[str, Term] = self.spec.losses(settings)
+        self.engine = Engine(
+            module, recipe.optim, recipe.engine, total_steps=self.total, micro_batch=self.micro_batch,
+            num_micro=self.num_micro, ranks=ranks, frozen=self.spec.frozen(settings),
+        )  # fmt: skip
+        self.saver = Saver(
+            Storage(f"{self.storage.url}/{CHECKPOINTS}"), ranks,
+            Keep(last=recipe.checkpoints.keep_last, best=recipe.checkpoints.best),
+        )  # fmt: skip
+
+    def resume(self, resume: str) -> int:
+        """Steps done: from a checkpoint's path, or with "auto" from the run's newest; 0 where there is none."""
+        url = latest(Storage(f"{self.storage.url}/{CHECKPOINTS}")) if resume == "auto" else resume
+        if url is None:
+            return 0
+        checkpoint = Checkpoint.open(url)
+        if checkpoint.facts.recipe.get("word") != self.recipe.word():
+            raise FingerprintError(
+                f"{url}: made by another recipe (its model, optim, samples, seed or batch differ); resume with that, "
+                "or give another out and start from its weights by model.pretrained"
+            )
+        self.loader.resume(checkpoint.facts.loader)
+        checkpoint.restore(self.engine)
+        return checkpoint.facts.step
+
+    def train(self, first: int, end: int, watch: Watch, preemption: Preemption) -> int:
+        """The loop, from step `first` to before `end`. Returns the steps done: fewer, where it was asked to leave."""
+        recipe, done = self.recipe, first
+        batches = self.loader.batches(first * recipe.data.batch)
+        meter, in_a_row = Meter(), 0
+        try:
+            for step in range(first, end):
+                began = time.monotonic()
+                parts = list(islice(batches, self.num_micro))
+                waited_s = time.monotonic() - began
+                result = self._step(parts, step)
+                meter.add(result, waited_s)
+                in_a_row = in_a_row + 1 if result.is_skipped else 0
+                if result.is_skipped:
+                    self._note_skipped(step, parts, result, in_a_row)
+                done = step + 1
+                is_last = done == end or self._is_any(preemption.is_asked)
+                if is_last or done % recipe.log_every == 0:
+                    watch.log(done, self._numbers(done, meter, parts[0], result))
+                    meter = Meter()
+                if is_last or done % recipe.checkpoints.every == 0:
+                    self.saver.save(self.engine, self._facts(done))
+                if is_last:
+                    break
+            return done
+        finally:
+            batches.close()
+            self.saver.wait()
+
+    def _step(self, parts: list[Batch], step: int) -> StepResult:
+        def losses(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+            return {
+                name: term.weight(step) * term.loss(outputs, batch, self.ranks) for name, term in self.terms.items()
+            }
+
+        result = self.engine.step(
+            Batch.joined(parts, self.engine.device),
+            losses,
+            step,
+            accumulate=self.spec.accumulate,
+            seed=self._seed(step),
+        )
+        if self.spec.after_step is not None and not result.is_skipped:
+            self.engine.after_step(self.spec.after_step)
+        return result
+
+    def _seed(self, step: int) -> Callable[[int], None]:
+        """Chance is a function of where we are, so a checkpoint need not hold it."""
+        return lambda micro: _seed_all(self.recipe.seed, step, micro, self.ranks.rank)
+
+    def _numbers(self, done: int, meter: Meter, part: Batch, result: StepResult) -> dict[str, float]:
+        recipe = self.recipe
+        numbers = meter.numbers(recipe.data.batch) | {"samples": float(done * recipe.data.batch), "lr": result.lr}
+        numbers["masked"] = float(sum(self.loader.broken.values()))
+        if self._forward_flops is None:
+            self._forward_flops = forward_flops(self.engine.module, part)
+        is_cached = self.spec.accumulate == "cached" and self.num_micro > 1
+        rate = step_flops(self._forward_flops, is_cached) * numbers["samples_per_s"] / self.ranks.num
+        numbers["tflops"] = rate / 1e12  # of one rank
+        if peak := peak_flops(self.engine.device, DTYPES.get(recipe.engine.precision, torch.float32)):
+            numbers["of_peak"] = rate / peak
+        return numbers
+
+    def _facts(self, done: int) -> Facts:
+        samples = done * self.recipe.data.batch
+        settings = self.recipe.model_settings().model_dump(mode="json")
+        recipe = {"word": self.recipe.word(), **self.recipe.model_dump(mode="json")}
+        model = {"name": self.recipe.model["name"], "settings": settings}
+        told = {
+            "step": done,
+            "samples": samples,
+            "model": model,
+            "loader": self.loader.state(samples),
+            "recipe": recipe,
+        }
+        return Facts.parse(told, "the checkpoint's facts")
+
+    def _note_skipped(self, step: int, parts: list[Batch], result: StepResult, in_a_row: int) -> None:
+        """Write down which samples a skipped step had. Raises TrainingError where too many were skipped in a row."""
+        terms = {name: str(value) for name, value in result.terms.items()}
+        uids = [uid.hex() for part in parts for uid in part.uids]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / BAD_BATCHES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "rank": self.ranks.rank, "terms": terms, "uids": uids}) + "\n")
+        if in_a_row >= self.recipe.max_skipped:
+            raise TrainingError(
+                f"{in_a_row} steps in a row without a finite loss or gradient, the last at step {step}; their uids "
+                f"stand in {self.folder / BAD_BATCHES}. Lower optim.lr, set optim.clip_norm, or look at these samples"
+            )
+
+    def _is_any(self, is_it: bool) -> bool:
+        """On any rank? All must leave at the same step."""
+        return bool(self.ranks.mean(torch.tensor(float(is_it), device=self.engine.device)) > 0)
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run ended: steps done, of how many, and the exit code."""
+
+    step: int
+    total: int
+    code: int
+
+
+def train(recipe: TrainRecipe, ranks: Ranks, resume: str = "auto", limit: int | None = None) -> Done:
+    """Run a recipe to its end, or until a queue wants the machine back. limit: steps after which it leaves as if asked.
+
+    Raises PairmillError for what a person can mend.
+    """
+    run = Run(recipe, ranks)
+    first = run.resume(resume)
+    watch = Watch(run.folder, run.total, first, wandb=recipe.wandb) if ranks.rank == 0 else Silent()
+    try:
+        for line in _screen(run, first):
+            watch.say(line)
+        with Preemption().watched() as preemption:
+            done = run.train(first, min(run.total, first + limit) if limit else run.total, watch, preemption)
+    finally:
+        watch.close()
+    return Done(done, run.total, FINISHED if done == run.total else PREEMPTED)
+
+
+def _screen(run: Run, first: int) -> list[str]:
+    """What a person should know before the first step."""
+    recipe, order = run.recipe, run.loader.order
+    return [
+        f"model: {recipe.model['name']}, {run.engine.num_parameters:,} parameters, {recipe.engine.precision}, "
+        f"ZeRO {recipe.engine.zero}, {run.ranks.num} ranks on {run.engine.device.type}",
+        f"data: {run.loader.num_units:,} {recipe.data.unit}s in {len(order.sizes):,} shards, {order.lanes} lanes",
+        f"batch: {recipe.data.batch:,} = {run.ranks.num} ranks x {run.num_micro} micro-batches x {run.micro_batch}",
+        f"steps: {run.total:,}, {run.total * recipe.data.batch / run.loader.num_units:.1f} epochs"
+        + (f"; going on at {first:,}" if first else ""),
+        f"out: {run.storage.url}",
+    ]
+
+
+def _seed_all(*words: int) -> None:
+    digest = hashlib.blake2b(repr(words).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
