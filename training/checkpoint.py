@@ -9,7 +9,6 @@ Nothing is pickled. training/saver.py writes them.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tempfile
@@ -43,6 +42,7 @@ class Trained(Protocol):
     """What is saved and restored (training/engine.py). All ranks call each method together."""
 
     ranks: Ranks
+    device: torch.device
 
     def sizes(self) -> dict[str, int]:
         """Every tensor's name and how many numbers it has, in the same order on all ranks."""
@@ -101,6 +101,7 @@ class Checkpoint:
 
     def __init__(self, storage: Storage, facts: Facts) -> None:
         self._storage, self.facts = storage, facts
+        self.url = storage.url
 
     @classmethod
     def open(cls, url: str) -> Checkpoint:
@@ -143,7 +144,7 @@ class Checkpoint:
             self._compare(engine.sizes())
         except CheckpointError as error:
             problem = str(error)
-        if ranks.mean(torch.tensor(float(bool(problem)))):
+        if ranks.mean(torch.tensor(float(bool(problem)), device=engine.device)):
             raise CheckpointError(problem or f"{self._storage.url}: not restored: another rank has the reason")
         with self._opened() as (weights, moments):
             for name in engine.sizes():
@@ -162,9 +163,10 @@ class Checkpoint:
         with self._opened() as (weights, _):
             mine = {name: math.prod(place.get_slice(name).get_shape()) for name, place in weights.items()}
         if mine != sizes:
-            name = min(name for name in mine.keys() | sizes.keys() if mine.get(name) != sizes.get(name))
+            name = min(one for one in mine.keys() | sizes.keys() if mine.get(one) != sizes.get(one))
+            here, there = mine.get(name, "no"), sizes.get(name, "no")
             raise CheckpointError(
-                f"{self._storage.url}: {name} has {mine.get(name, 'no')} numbers here, {sizes.get(name, 'no')} in the module; "
+                f"{self._storage.url}: {name} has {here} numbers here, {there} in the module; "
                 "is this a checkpoint of another model?"
             )
 
@@ -192,9 +194,10 @@ class Checkpoint:
             yield Path(folder, name)
 
 
-def latest(storage: Storage) -> Checkpoint | None:
-    """The newest whole checkpoint of a training; None where there is none."""
-    return next(_whole(storage), None)
+def latest(storage: Storage) -> str | None:
+    """Where the newest whole checkpoint of a training lies; None where there is none."""
+    newest = next(_whole(storage), None)
+    return newest.url if newest else None
 
 
 def prune(storage: Storage, keep: Keep) -> None:

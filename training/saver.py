@@ -43,10 +43,10 @@ class Saver:
         All ranks together. Raises CheckpointError on all of them where the save before has failed on one.
         """
         self._join()
-        failed = self._ranks.mean(torch.tensor(float(self._error is not None)))
+        failed = self._ranks.mean(torch.tensor(float(self._error is not None), device=engine.device))
         if failed:
             raise CheckpointError(f"{self._storage.url}: the checkpoint before was not written: {self._why()}")
-        word = _agreed_word(self._ranks)
+        word = _agreed_word(self._ranks, engine.device)
         mine = _dealt(engine.sizes(), self._ranks)
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
@@ -148,9 +148,9 @@ def _dealt(sizes: Mapping[str, int], ranks: Ranks) -> set[str]:
     return mine
 
 
-def _agreed_word(ranks: Ranks) -> str:
+def _agreed_word(ranks: Ranks, device: torch.device) -> str:
     """Eight hex digits, drawn by rank 0."""
-    drawn = torch.tensor(secrets.randbits(32))
+    drawn = torch.tensor(secrets.randbits(32), device=device)
     if ranks.num > 1:
         dist.broadcast(drawn, 0)
     return f"{int(drawn):08x}"
