@@ -32,8 +32,8 @@ _SCAN, _APP1, _SEQUENTIAL = 0xDA, 0xE1, (0xC0, 0xC1)  # markers of segments
 _MAX_SCANS = 48
 
 # libjpeg decodes at these fractions of the size from fewer coefficients. That is not the mean of the pixels it stands
-# for: where this many times the wanted pixels are left, the result stays within one grey level of resizing a full
-# decode at 1/2 and 1/4, and within two at 1/8, on the sharpest pictures (mean absolute difference).
+# for; the more of them a wanted pixel covers, the less it shows. With this many times the wanted pixels left, photos
+# differ from a full decode, resized, by 0.9 grey levels at 1/2, 1.3 at 1/4 and 1.9 at 1/8 (mean absolute difference).
 _FRACTIONS, _SPARE = (8, 4, 2), 1.5
 
 _TRUNCATED = re.compile(r"truncated|premature end|unexpected end|ended", re.IGNORECASE)
@@ -73,11 +73,11 @@ class Encoded:
 
     width: int
     height: int
-    pixels: Callable[[float], Pixels]
-    """Decode, at no less than 1 / spare of the size; spare is how many source pixels there are to a wanted one.
+    pixels: Callable[[float], tuple[Pixels, int]]
+    """Decode. Given is how many source pixels there are to a wanted one: of many, libjpeg makes fewer at once.
 
-    Returns (H, W, 3) RGB, upright, H and W those of the header divided by 1, 2, 4 or 8 and rounded up.
-    Raises UnreadableImage.
+    Returns pixels, (H, W, 3) RGB, upright, and 1, 2, 4 or 8; their height and width are those of the header divided by
+    that and rounded up. Raises UnreadableImage.
     """
 
 
@@ -108,8 +108,10 @@ class Decode(Config):
         self._check(width, height)
         orientation = _orientation(exif)
 
-        def pixels(spare: float) -> Pixels:
-            fraction = next((fraction for fraction in _FRACTIONS if spare >= fraction * _SPARE), 1)
+        def pixels(spare: float) -> tuple[Pixels, int]:
+            # The last pixel may be half padding; turned, it would come first.
+            usable = [one for one in _FRACTIONS if orientation == 1 or not (width % one or height % one)]
+            fraction = next((one for one in usable if spare >= one * _SPARE), 1)
             try:
                 # Asking for this many pixels picks exactly this fraction.
                 stored = simplejpeg.decode_jpeg(
@@ -120,7 +122,7 @@ class Decode(Config):
                     raise _unreadable(error) from None
                 # Stray bytes between segments and the like: Pillow may judge.
                 return self._by_pillow(data).pixels(spare)
-            return _upright(stored, orientation)
+            return _upright(stored, orientation), fraction
 
         return Encoded(*_laid(width, height, orientation), pixels)
 
@@ -130,14 +132,14 @@ class Decode(Config):
         self._check(width, height)
         orientation = _orientation(image.info.get("exif", b""))
 
-        def pixels(spare: float) -> Pixels:
+        def pixels(spare: float) -> tuple[Pixels, int]:
             try:
                 stored = np.array(_rgb(image))
             except Exception as error:  # noqa: BLE001 - hostile bytes reach every line of a decoder
                 raise _unreadable(error) from None
             if stored.shape != (height, width, 3):
                 raise UnreadableImage("broken", "not of the size that its header says")
-            return _upright(stored, orientation)
+            return _upright(stored, orientation), 1
 
         return Encoded(*_laid(width, height, orientation), pixels)
 

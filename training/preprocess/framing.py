@@ -59,7 +59,7 @@ class RandomResizedCrop(Config):
             ratio = math.exp(rng.uniform(math.log(self.min_ratio), math.log(self.max_ratio)))
             wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < wide <= width and 0 < high <= height:
-                left, top = rng.integers(0, (width - wide, height - high), endpoint=True).tolist()
+                left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
                 return View((left, top, wide, high), (self.size, self.size))
         # No such part in a picture so long: the largest of an allowed shape, from the middle.
         wide = min(width, max(1, round(height * self.max_ratio)))
@@ -101,16 +101,16 @@ class CenterCrop(Config):
         return replace(view, middle=self.size)
 
 
-def show(view: View, width: int, height: int, pixels: Pixels) -> Pixels:
-    """(H, W, 3) of a picture that is width × height, perhaps decoded at a fraction → the view of it.
+def show(view: View, pixels: Pixels, fraction: int) -> Pixels:
+    """(H, W, 3), a picture decoded at 1 / fraction of its size → the view of it.
 
-    By bicubic antialiased sampling, on the box alone: Pillow's to one grey level, five times as fast. At a fraction the
-    box is rounded to decoded pixels.
+    By bicubic antialiased sampling, on the box alone: Pillow's to one grey level, several times as fast. At a fraction
+    the box is moved to whole decoded pixels, and keeps its exact size.
     """
-    left, top, wide, high = view.box
-    x, y = pixels.shape[1] / width, pixels.shape[0] / height
-    part = pixels[round(top * y) : round((top + high) * y), round(left * x) : round((left + wide) * x)]
-    shown = _resized(part, view.size)
+    left, wide = _decoded(view.box[0], view.box[2], fraction, pixels.shape[1])
+    top, high = _decoded(view.box[1], view.box[3], fraction, pixels.shape[0])
+    part = pixels[top : top + math.ceil(high), left : left + math.ceil(wide)]
+    shown = _resized(part, (wide, high), view.size)
     if view.middle is None:
         return shown
     # As torchvision's CenterCrop rounds.
@@ -118,12 +118,23 @@ def show(view: View, width: int, height: int, pixels: Pixels) -> Pixels:
     return shown[margins[1] : margins[1] + view.middle, margins[0] : margins[0] + view.middle]
 
 
-def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    if pixels.shape[1::-1] == size:
+def _decoded(start: int, length: int, fraction: int, num_pixels: int) -> tuple[int, float]:
+    """(start, length) of a side of the box in decoded pixels."""
+    extent = length / fraction
+    return min(round(start / fraction), num_pixels - math.ceil(extent)), extent
+
+
+def _resized(pixels: Pixels, extent: tuple[float, float], size: tuple[int, int]) -> Pixels:
+    """extent: how much of `pixels` is picture. Of 4100 columns at 1/8, half of the 513th is not."""
+    if extent == size:
         return pixels
     # In this form torch knows that the channels lie innermost: its fastest kernel, and they lie so in what it returns.
     planes = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)  # (1, 3, H, W)
-    resized = F.interpolate(planes, size[::-1], mode="bicubic", antialias=True)
+    if extent == pixels.shape[1::-1]:
+        resized = F.interpolate(planes, size[::-1], mode="bicubic", antialias=True)
+    else:  # given factors instead of a size, torch maps by them exactly and rounds the size down: hence the last digit
+        factors = [wanted / length * (1 + 1e-9) for wanted, length in zip(size, extent, strict=True)]
+        resized = F.interpolate(planes, scale_factor=factors[::-1], mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1)[0].numpy()
 
 

@@ -94,7 +94,7 @@ class Ops:
         view = self.framing.view(encoded.width, encoded.height, rng)
         if self.crop:
             view = self.crop.cut(view)
-        pixels = show(view, encoded.width, encoded.height, encoded.pixels(view.spare))
+        pixels = show(view, *encoded.pixels(view.spare))
         for change in self.changes:
             pixels = change(pixels, rng)
         self.normalize.into(pixels, out)
