@@ -1,0 +1,92 @@
+"""What a run would be, before it is one: parameters, memory, steps, arithmetic; and one step of the tiny twin."""
+
+from __future__ import annotations
+
+import torch
+
+from infra.errors import PairmillError
+from training.data.loader import Loader
+from training.engine import Engine
+from training.engine_settings import EngineSettings
+from training.flops import forward_flops, step_flops
+from training.optim import OptimSettings, num_numbers
+from training.preprocess import Ops
+from training.ranks import Ranks
+from training.recipe import TrainRecipe
+from training.rendezvous import joined
+from training.spec import Batch, Outputs, TrainSpec
+
+FLOAT_BYTES = 4  # weights, gradients and moments are fp32 at every precision
+TWIN_ROWS = 4
+RANKS = (1, 8, 64)
+
+
+def plan_text(recipe: TrainRecipe) -> list[str]:
+    """Lines for people. Trains nothing of the recipe's, and writes nothing."""
+    spec, settings = recipe.spec, recipe.model_settings()
+    with torch.random.fork_rng():
+        module = spec.build(settings)
+        num = num_numbers(module.parameters())
+        forward = forward_flops(module, made_up(spec, settings, 1))
+        del module
+    is_cached = spec.accumulate == "cached" and recipe.num_micro(1) > 1
+    flops = step_flops(forward, is_cached)
+    lines = [
+        f"model: {recipe.model['name']}, {num:,} parameters; {forward / 1e9:,.2f} GFLOPs forward, "
+        f"{flops / 1e9:,.2f} GFLOPs to train on a sample",
+        "states on each rank (reckoned: weights, gradients, moments in fp32; activations come on top):",
+        *(f"  ZeRO {stage}: " + ", ".join(_memory(num, stage, ranks) for ranks in RANKS) for stage in range(4)),
+    ]
+    return [*lines, *_steps(recipe, flops), _twin(spec)]
+
+
+def made_up(spec: TrainSpec, settings: object, num: int) -> Batch:
+    """Rows as the model takes them, of noise and of one caption."""
+    size = Ops.parse(spec.ops(settings)[0]).size
+    tokens = spec.tokenizer(settings)(["a picture"] * num)
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randn(num, 3, size, size, generator=chance)
+    return Batch([bytes([row]) for row in range(num)],
+                 {"image": images, "text": tokens, "valid": torch.ones(num, dtype=torch.bool)})  # fmt: skip
+
+
+def _steps(recipe: TrainRecipe, flops: float) -> list[str]:
+    try:
+        spec, settings = recipe.spec, recipe.model_settings()
+        ops = recipe.ops or spec.ops(settings)[0]
+        num_units = Loader(recipe.data, ops, spec.tokenizer(settings), recipe.seed, ranks=Ranks()).num_units
+    except PairmillError as error:
+        return [f"data: cannot be read here, so steps are not known: {error}"]
+    total = recipe.total_steps(num_units)
+    samples = total * recipe.data.batch
+    return [
+        f"data: {num_units:,} {recipe.data.unit}s",
+        f"steps: {total:,} of {recipe.data.batch:,} samples, {samples / num_units:,.1f} epochs",
+        f"arithmetic: {samples * flops:.3g} FLOPs in all",
+    ]
+
+
+def _memory(num: int, stage: int, ranks: int) -> str:
+    """Bytes of a rank's states. From stage 1 on DeepSpeed updates a second copy of its part of the weights."""
+    shared = {0: 0, 1: 3, 2: 4, 3: 5}[stage]  # of moments, copies, gradients, weights
+    whole = {0: 4, 1: 2, 2: 1, 3: 0}[stage]
+    return f"{FLOAT_BYTES * num * (whole + shared / ranks) / 2**30:,.2f} GiB of {ranks} ranks"
+
+
+def _twin(spec: TrainSpec) -> str:
+    """One step of the tiny model, through engine and losses."""
+    settings = spec.Settings.parse(dict(spec.tiny), "the tiny twin")
+    with joined({}) as ranks, torch.random.fork_rng():
+        torch.manual_seed(0)
+        engine = Engine(
+            spec.build(settings), OptimSettings.parse({}, "optim"), EngineSettings.parse({"zero": 0}, "engine"),
+            total_steps=1, micro_batch=TWIN_ROWS, num_micro=1, ranks=ranks,
+        )  # fmt: skip
+        terms = spec.losses(settings)
+
+        def losses(outputs: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+            return {name: term.weight(0) * term.loss(outputs, batch, ranks) for name, term in terms.items()}
+
+        result = engine.step(made_up(spec, settings, TWIN_ROWS), losses, 0, accumulate=spec.accumulate)
+    loss = sum(result.terms.values())
+    return f"tiny twin: {engine.num_parameters:,} parameters, one step on {TWIN_ROWS} rows of noise: loss {loss:.3f}"
