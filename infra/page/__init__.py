@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from infra.page import words
+from infra.storage import TEMPORARY, Storage
 
 
 def templates_of(package: str) -> Environment:
@@ -24,3 +29,14 @@ def templates_of(package: str) -> Environment:
         "time": words.time_text, "plain": words.plain, "link": words.link,
     }  # fmt: skip
     return templates
+
+
+def publish_page(out: str | os.PathLike[str], html: str) -> int:
+    """Publish a page under its name, a path or an fsspec url, whole or not at all. Returns its bytes."""
+    name = os.fspath(out).rpartition("/")[2]
+    folder = Storage(os.fspath(out).removesuffix(name) or ".")
+    data = html.encode("utf-8", "replace")
+    folder.commit_bytes(name, data)
+    with suppress(OSError):  # no empty folder of ours is left where a person works
+        Path(folder.path(TEMPORARY)).rmdir()
+    return len(data)

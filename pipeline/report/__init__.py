@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from infra.storage import TEMPORARY, Storage
+from infra.page import publish_page
 from pipeline.report import curation, sections
 from pipeline.report.page import render
 from pipeline.report.sections import Overview, Section, overview
@@ -32,15 +30,10 @@ def write_report(dataset_url: str | os.PathLike[str], out: str | os.PathLike[str
     try:
         seen = overview(source)
         made = [section for make in SECTIONS if (section := make(source, seen)) is not None]
-        html = render(source, seen, made).encode("utf-8", "replace")
+        html = render(source, seen, made)
     finally:
         source.close()
-    name = os.fspath(out).rpartition("/")[2]
-    folder = Storage(os.fspath(out).removesuffix(name) or ".")
-    folder.commit_bytes(name, html)
-    with suppress(OSError):  # no empty folder of ours is left where a person works
-        Path(folder.path(TEMPORARY)).rmdir()
-    return _facts(seen) | {"page_bytes": len(html), "paths": [os.fspath(out)]}
+    return _facts(seen) | {"page_bytes": publish_page(out, html), "paths": [os.fspath(out)]}
 
 
 def _facts(seen: Overview) -> dict[str, Any]:
