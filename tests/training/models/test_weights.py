@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 
 from infra.errors import UsageError
 from infra.torchvision_here import make_importable
 from training.convert import to_transformers
 from training.models.clip import Clip, ClipSettings
-from training.models.weights import load_weights
+from training.models.weights import load_weights, read_weights
 
 make_importable()
 
@@ -25,9 +30,9 @@ VIT = {
 }
 
 
-def clip(seed, **settings):
+def clip(seed, **changes):
     torch.manual_seed(seed)
-    return Clip(ClipSettings(**{"arch": VIT} | settings))
+    return Clip(ClipSettings(**{"arch": VIT} | changes))
 
 
 def weights_of(module):
@@ -115,6 +120,7 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch tells of what it refuses
 @pytest.mark.parametrize("kind", ["zip", "legacy", "plain pickle", "in the state_dict"])
 def test_a_file_that_would_run_code_is_refused_unrun(kind, trained, tmp_path):
     file, mark = tmp_path / "bomb.pt", tmp_path / "mark"
@@ -133,18 +139,44 @@ def test_the_bomb_does_go_off_when_it_is_unpickled(tmp_path):
     assert (tmp_path / "mark").exists()
 
 
+@pytest.mark.filterwarnings("ignore")  # torch tells of what it refuses
 def test_a_torchscript_archive_is_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), str(tmp_path / "scripted.pt"))
     with pytest.raises(UsageError, match="convert it once"):
         load_weights(clip(0), str(tmp_path / "scripted.pt"))
 
 
-@pytest.mark.parametrize("data", [b"", b"not weights at all", b"\xff" * 64])
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-def test_bytes_that_are_no_weights_are_the_users_to_mend(name, data, tmp_path):
-    (tmp_path / name).write_bytes(data)
+def whole_files():
+    """Bytes of a valid file of each kind."""
+    made = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(2, 3), "b": torch.ones(1, dtype=torch.int64)}}, made)
+    return {".pt": made.getvalue(), ".safetensors": save({"a": torch.zeros(2, 3)})}
+
+
+@given(
+    suffix=st.sampled_from([".pt", ".safetensors"]),
+    noise=st.binary(max_size=40),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    fresh=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+def test_hostile_bytes_are_weights_or_the_users_to_mend(suffix, noise, cut, fresh):
+    whole = whole_files()[suffix]
+    first, second = (int(place * len(whole)) for place in cut)
+    data = noise if fresh else whole[:first] + noise + whole[second:]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"hostile{suffix}"
+        file.write_bytes(data)
+        with contextlib.suppress(UsageError):
+            assert all(isinstance(value, torch.Tensor) for value in read_weights(str(file)).values())
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_an_empty_file_is_told_by_name(name, tmp_path):
+    (tmp_path / name).touch()
     with pytest.raises(UsageError, match=name):
-        load_weights(clip(0), str(tmp_path / name))
+        read_weights(str(tmp_path / name))
 
 
 def test_names_and_shapes_that_do_not_fit_are_listed_and_nothing_is_loaded(trained, tmp_path):
