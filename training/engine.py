@@ -7,6 +7,7 @@ gradients and moments have one form at all stages and precisions, and a checkpoi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ from training.engine_settings import EngineSettings, deepspeed_config
 from training.optim import LossScale, OptimSettings, freeze, num_numbers, parameter_groups
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs
+
+# DeepSpeed calls them by their former names, at every step of stage 3.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by torch's names

@@ -190,6 +190,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = ranked(1, alone_first, folder / "1", folder)[0]
     first, second = ranked(2, two, folder / "2", folder)
     assert first["curve"] == second["curve"]
+    first |= {("begun", stage): second["begun", stage] for stage in STAGES}
     return {**found, "two": first, **ranked(1, alone_again, folder / "3", folder)[0]}
 
 
