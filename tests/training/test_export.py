@@ -35,7 +35,7 @@ HALF = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
 class Untrained:
     """A module that a checkpoint is made of, as far as an export reads it: no moments."""
 
-    ranks = Ranks()
+    ranks, device = Ranks(), torch.device("cpu")
 
     def __init__(self, module):
         self._weights = module.state_dict()

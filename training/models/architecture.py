@@ -31,6 +31,10 @@ NORMALISATIONS = {  # name in training.preprocess → mean, standard deviation
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5,) * 3, (0.5,) * 3),
 }
+STARTS = {  # scale (its logarithm) and bias of the logits. A bias added to every logit would change no softmax.
+    "softmax": {"init_logit_scale": math.log(1 / 0.07), "init_logit_bias": None},  # CLIP, section 2.5
+    "sigmoid": {"init_logit_scale": math.log(10), "init_logit_bias": -10.0},  # SigLIP, section 3.2
+}
 
 
 class ArchSettings(Config):
@@ -66,6 +70,8 @@ class ArchSettings(Config):
         model_cfg = arch.get("model_cfg", arch)
         if missing := [part for part in PARTS if part not in model_cfg]:
             raise ValueError(f"an architecture has {', '.join(PARTS)}; missing: {', '.join(missing)}")
+        if not (isinstance(model_cfg["vision_cfg"], dict) and isinstance(model_cfg["text_cfg"], dict)):
+            raise ValueError("vision_cfg and text_cfg are mappings of their own")
         if "multimodal_cfg" in model_cfg:
             raise ValueError("its captioning decoder would stay untrained here; choose one without multimodal_cfg")
         return arch
@@ -98,13 +104,7 @@ def model_cfg(settings: ArchSettings) -> dict[str, Any]:
         cfg["vision_cfg"]["image_size"] = settings.image_size
     if settings.context_length is not None:
         cfg["text_cfg"]["context_length"] = settings.context_length
-    # Source: CLIP, arXiv 2103.00020, section 2.5; SigLIP, arXiv 2303.15343, section 3.2.
-    cfg.setdefault("init_logit_scale", math.log(10) if settings.loss == "sigmoid" else math.log(1 / 0.07))
-    if settings.loss == "sigmoid":
-        cfg.setdefault("init_logit_bias", -10.0)
-    else:  # a bias added to every logit changes no softmax
-        cfg["init_logit_bias"] = None
-    return cfg
+    return cfg | STARTS[settings.loss]
 
 
 def preprocess_cfg(settings: ArchSettings) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from infra.errors import RecipeError, UsageError
 from infra.torchvision_here import make_importable
-from training.models.architecture import names
+from training.models.architecture import model_cfg, names
 from training.models.clip import SPEC, TINY, Clip, ClipSettings
 from training.models.weights import put_weights
 from training.ranks import Ranks
@@ -95,6 +95,12 @@ def test_scale_and_bias_start_as_the_papers_say():
     assert float(sigmoid["bias"]) == -10
 
 
+def test_the_loss_says_how_an_exported_architecture_starts():
+    exported = model_cfg(ClipSettings(arch=VIT))
+    assert exported["init_logit_bias"] is None
+    assert model_cfg(ClipSettings(arch=exported, loss="sigmoid"))["init_logit_bias"] == -10
+
+
 def test_outputs_are_reckoned_never_parameters():
     module = ours(VIT, loss="sigmoid")
     owned = {tensor.data_ptr() for tensor in module.parameters()}
@@ -113,6 +119,7 @@ def test_in_half_precision_the_features_are_float32_of_unit_length(cast):
         torch.testing.assert_close(outputs[name].norm(dim=-1), torch.ones(6), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_tiny_twin_learns_a_batch_in_twenty_steps():
     settings = ClipSettings(**SPEC.tiny)
     torch.manual_seed(0)
@@ -205,6 +212,7 @@ def test_an_architecture_by_name_has_open_clips_shapes(name):
         ("ViT-B/32", "did you mean ViT-B-32"),
         ("nowhere.json", "no such file"),
         ({"embed_dim": 16, "text_cfg": {}}, "missing: vision_cfg"),
+        ({**VIT, "text_cfg": "small"}, "mappings of their own"),
         ({**VIT, "multimodal_cfg": {}}, "captioning decoder"),
     ],
 )
