@@ -19,7 +19,7 @@ NUM_COLOURS = 6
 MAX_HINTS = 40  # points of a curve that answer to the mouse
 LOG_FROM = 100.0  # the largest over the smallest value, from which on an axis counts decades
 ZERO_BELOW = 0.4  # a least value below this part of the largest brings the axis down to zero
-_LABEL_SIGN = 6.4  # width of a tick's sign at a phone's font size
+_LABEL_SIGN = 7.0  # width of a tick's sign at a phone's font size
 
 # Shapes: K points of a curve
 
@@ -41,7 +41,7 @@ class Line:
 def chart(kind: Kind, lines: Sequence[Line], across: axes.Axis) -> tuple[Markup, axes.Axis]:
     """The picture, and the vertical axis it was given. Every line has a finite value."""
     up = _axis_of(kind, lines)
-    frame = _Frame(across, up, left=max(34.0, 10 + _LABEL_SIGN * max(len(label) for _, label in up.ticks)))
+    frame = _Frame(across, up, left=max(34.0, 12 + _LABEL_SIGN * max(len(label) for _, label in up.ticks)))
     body = [*frame.ticks()]
     for paint in (_marks, _band, _points, _line):  # from the back to the front: no run's line under another's band
         body += [mark for line in lines for mark in paint(frame, kind, line)]
@@ -138,7 +138,7 @@ def _points(frame: _Frame, kind: Kind, line: Line) -> Iterator[Markup]:
         yield Markup('<path class="{} {}" d="{}"/>').format(shape, line.colour, "".join(places))
         return
     point = Markup('<circle class="{} {}" cx="{:.1f}" cy="{:.1f}" r="2.2"><title>{}</title></circle>')
-    for at in there:
+    for at in there.tolist():
         x, y = frame.x(curve.samples[at]), frame.y(curve.values[at])
         yield point.format(shape, line.colour, x, y, _hint(line, at))
 

@@ -18,7 +18,7 @@ Figure = tuple[str, str]  # a value, and a smaller remark
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best value of a metric in a run: the first one, of equals. low and high are nan where there is no interval."""
+    """The best value of a metric in a run: the first of equals. low, high: nan where there is no interval."""
 
     value: float
     low: float
@@ -42,7 +42,7 @@ def headline(run: Run) -> dict[str, Figure]:
         peak = _measured(run, "of_peak")
         median = float(np.median(rate))
         remark = "median" if peak is None else f"median; {words.share_text(float(np.median(peak)))} of peak"
-        figures["samples a second"] = (f"{median:,.0f}" if median >= 10 else f"{median:.2g}", remark)
+        figures["samples/s"] = (f"{median:,.0f}" if median >= 10 else f"{median:.2g}", remark)
     if (waited := _measured(run, "data_wait")) is not None:
         figures["waiting for data"] = (words.share_text(float(np.mean(waited))), "of the time, mean")
     if took_s := _took_s(run):

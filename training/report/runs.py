@@ -97,12 +97,12 @@ def _series(points: Floats) -> Series:
 
 
 def _number(value: Any) -> float:
-    """Anything as a number; nan where it is none, inf where it is beyond what can be drawn."""
-    if not isinstance(value, int | float):
+    """Anything as a number; nan where it is none, inf or 0 where it is beyond what can be drawn."""
+    if not isinstance(value, int | float) or value != value:
         return math.nan
-    if not abs(value) < BEYOND and not math.isnan(value):  # compared as it is: an int may be larger than any float
+    if abs(value) >= BEYOND:  # compared as it is: an int may be larger than any float
         return math.inf if value > 0 else -math.inf
-    return float(value)
+    return float(value) if abs(value) > 1 / BEYOND else 0.0
 
 
 def _is_end(name: str, line: Mapping[str, Any]) -> bool:
