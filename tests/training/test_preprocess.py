@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import pickle
 import struct
 import threading
@@ -18,6 +17,7 @@ from PIL import Image
 
 from infra.errors import UsageError
 from tests.servers.commands import SHARED
+from tests.training.pictures import picture, rng, stored
 from training.preprocess import OPS, Ops, UnreadableImage
 
 CHANGES = "flip|color_jitter(.4, .4, .4, .1)|randaugment(2, 9)|grayscale(.2)"
@@ -45,20 +45,6 @@ def line_with(name: str) -> str:
     return f"{CALLS['decode']}|{middle}|{change}|{CALLS['normalize']}"
 
 
-def picture(width: int = 60, height: int = 44) -> Image.Image:
-    """Soft blobs of colour, with grain."""
-    chance = np.random.default_rng(7)
-    coarse = Image.fromarray(chance.integers(0, 256, (4, 6, 3), np.uint8)).resize((width, height))
-    grain = chance.integers(-12, 13, (height, width, 3))
-    return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
-
-
-def stored(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 def with_exif(image: Image.Image) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -66,23 +52,19 @@ def with_exif(image: Image.Image) -> bytes:
 
 
 WHOLE = {
-    "JPEG": stored(picture(), "JPEG"),
-    "progressive": stored(picture(), "JPEG", progressive=True),
-    "turned": with_exif(picture()),
-    "CMYK": stored(picture().convert("CMYK"), "JPEG"),
-    "grey JPEG": stored(picture().convert("L"), "JPEG"),
-    "PNG": stored(picture(), "PNG"),
+    "JPEG": stored(picture(60, 44), "JPEG"),
+    "progressive": stored(picture(60, 44), "JPEG", progressive=True),
+    "turned": with_exif(picture(60, 44)),
+    "CMYK": stored(picture(60, 44).convert("CMYK"), "JPEG"),
+    "grey JPEG": stored(picture(60, 44).convert("L"), "JPEG"),
+    "PNG": stored(picture(60, 44), "PNG"),
     "16-bit": stored(Image.fromarray(np.arange(60 * 44, dtype=np.uint16).reshape(44, 60) * 24), "PNG"),
-    "alpha": stored(picture().convert("RGBA"), "PNG"),
-    "palette": stored(picture().quantize(16), "PNG", transparency=3),
-    "WEBP": stored(picture(), "WEBP"),
-    "GIF": stored(picture(), "GIF"),
-    "BMP": stored(picture(), "BMP"),
+    "alpha": stored(picture(60, 44).convert("RGBA"), "PNG"),
+    "palette": stored(picture(60, 44).quantize(16), "PNG", transparency=3),
+    "WEBP": stored(picture(60, 44), "WEBP"),
+    "GIF": stored(picture(60, 44), "GIF"),
+    "BMP": stored(picture(60, 44), "BMP"),
 }
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 def reason_of(ops: Ops, data: bytes) -> str:
