@@ -37,6 +37,8 @@ def engine(
 ) -> Any:
     from training.engine import Engine
 
+    if stage == 3:  # or it would keep parameters as small as these whole
+        settings["deepspeed"] = str(Path(__file__).parent / "stage3.json")
     return Engine(
         Towers(dropout, seed=seed + ranks.rank), OPTIM, EngineSettings(zero=stage, **settings), total_steps=STEPS,
         micro_batch=GLOBAL // ranks.num // num_micro, num_micro=num_micro, ranks=ranks, frozen=["table"],
@@ -111,13 +113,15 @@ def two(ranks: Ranks, folder: Path) -> dict[str, Any]:
     for stage in STAGES:
         found["bf16"][stage] = go_on(engine(ranks, stage, precision="bf16"), 0, SHORT)
     found["bf16 in parts"] = go_on(engine(ranks, 2, precision="bf16", num_micro=2), 0, SHORT, "cached")
-    for name, place in {
-        "2": {"zero": 2},
-        "3": {"zero": 3},
-        "3 and weights": {"zero": 3, "offload_parameters": "cpu"},
-    }.items():
-        given = dict(place)
-        found["offload"][name] = go_on(engine(ranks, given.pop("zero"), offload_optimizer="cpu", **given), 0, SHORT)
+    for stage, weights in ((1, "none"), (2, "none"), (3, "none"), (3, "cpu")):
+        places = {"offload_optimizer": "cpu", "offload_parameters": weights}
+        curve = go_on(engine(ranks, stage, **places), 0, SHORT)
+        one = engine(ranks, stage, num_micro=2, **places)
+        in_two = go_on(one, 0, SHORT, "cached")
+        name = f"off-{stage}-{weights}"
+        saved(one, folder / name, SHORT)
+        again = restored(engine(ranks, stage, seed=5, **places), folder / name, SHORT)
+        found["offload"][name] = (curve + go_on(again, SHORT, HALF), in_two)
     return found
 
 
@@ -180,6 +184,7 @@ def in_parts(ranks: Ranks, stage: int) -> dict[str, float]:
         one = engine(ranks, stage, num_micro=num_micro)
         go_on(one, 0, 2, "cached")
         moments.append({name: value for name, value in states(one).items() if name.endswith("exp_avg")})
+        assert int(one.read("num_seen")["weight"]) == 2 * GLOBAL // ranks.num  # rows are counted once
     whole, parts = moments
     return {name: float((parts[name] - whole[name]).norm() / whole[name].norm()) for name in whole}
 
@@ -273,9 +278,12 @@ def test_a_clamped_scale_stays_clamped(runs: dict[str, Any], stage: int) -> None
 
 
 @pytest.mark.slow
-def test_offloading_gives_the_same_curve(runs: dict[str, Any]) -> None:
-    for curve in runs["two"]["offload"].values():
-        assert distance(curve, runs["two"]["curve"][0][:SHORT]) < FP32
+def test_offloading_gives_the_same_curve_in_parts_and_resumed_too(runs: dict[str, Any]) -> None:
+    wanted = runs["two"]["curve"][0]
+    assert len(runs["two"]["offload"]) == 4
+    for curve, in_two in runs["two"]["offload"].values():
+        assert distance(curve, wanted[:HALF]) < FP32
+        assert distance(in_two, wanted[:SHORT]) < FP32
 
 
 @pytest.mark.parametrize(
