@@ -1,0 +1,12 @@
+"""Evaluation of an encoder on images that it was not trained on. TASKS names the ways; from outside, "my.module:task".
+
+samples.py → embed.py → zero_shot.py | retrieval.py → confidence.py → run.py, sheet.py
+"""
+
+from __future__ import annotations
+
+from infra.registry import Registry
+
+TASKS = Registry(
+    "task", {"zero_shot": "training.evaluate.tasks:zero_shot", "retrieval": "training.evaluate.tasks:retrieval"}
+)

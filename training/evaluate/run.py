@@ -1,0 +1,64 @@
+"""One evaluation: a task, its result as JSON with every interval, and the picture sheet; twice the same, to the byte."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from infra.log import get_logger
+from infra.storage import Storage
+from training.evaluate import TASKS
+from training.evaluate.embed import Encoder
+from training.evaluate.sheet import draw_sheet
+from training.evaluate.task import EvaluationSettings, Result
+
+log = get_logger("evaluate")
+
+RESULTS = "results.json"
+SHEET = "sheet.html"
+
+
+def evaluate(encoder: Encoder, settings: EvaluationSettings, out: str | None = None) -> dict[str, Any]:
+    """Run a task. Returns what `results.json` holds: task, data, model, metrics, counts; the classes.
+
+    out: folder that results.json and sheet.html are written to, a path or an fsspec url; None writes nothing.
+    Raises UsageError, DatasetError or EvaluationError.
+    """
+    began = time.monotonic()
+    result: Result = TASKS[settings.task](encoder, settings)
+    facts = {
+        "task": settings.task,
+        "data": {**result.trial.samples.identity(), "limit": settings.limit, "digest": result.images.digest},
+        "model": dict(encoder.identity()),
+        "metrics": {name: share.facts() for name, share in result.metrics.items()},
+        "counts": dict(result.counts),
+        **result.details,
+    }
+    if out is not None:
+        storage = Storage(out)
+        storage.commit_bytes(
+            RESULTS, json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        )
+        if settings.queries:
+            sheet = draw_sheet(settings.task, result, settings.queries, random.Random(settings.seed))
+            storage.commit_bytes(SHEET, sheet.encode("utf-8", "replace"))
+    took_s = time.monotonic() - began
+    log.info("task=%s samples=%d took_s=%.1f", settings.task, result.counts["samples"], took_s)
+    return facts
+
+
+def told(facts: Mapping[str, Any]) -> list[str]:
+    """What a person reads of it: a line a metric, and what of the data did not count."""
+    lines = [
+        f"{name}: {100 * share['value']:.1f} %  (95 %: {100 * share['low']:.1f} to {100 * share['high']:.1f}; "
+        f"of {share['n']:,})"
+        for name, share in facts["metrics"].items()
+    ]
+    counts = facts["counts"]
+    lost = {f"unreadable, {reason}": number for reason, number in counts["unreadable"].items()}
+    lost |= {name.replace("_", " "): number for name, number in counts.items() if name.startswith("without_")}
+    more = "".join(f"; {number:,} {what}" for what, number in lost.items())
+    return [*lines, f"{counts['images']:,} images of {counts['samples']:,} samples{more}"]
