@@ -74,10 +74,14 @@ def first_node(nodes: str) -> str:
 
 @contextmanager
 def joined(environ: Mapping[str, str], timeout_s: float = 1800.0) -> Iterator[Ranks]:
-    """Meet the other ranks, and part from them when the block ends. Alone, a group of one that opens no port.
+    """Meet the other ranks, and part from them when the block ends. Alone, a group of one that opens no port and stays
+    for the next run of this process: DeepSpeed holds on to the first group that it sees.
 
     timeout_s: how long a collective waits for a rank that does not come.
     """
+    if dist.is_initialized():
+        yield Ranks.here()
+        return
     place = rendezvous(environ)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     patience = datetime.timedelta(seconds=timeout_s)
@@ -86,8 +90,9 @@ def joined(environ: Mapping[str, str], timeout_s: float = 1800.0) -> Iterator[Ra
         torch.cuda.set_device(place.local_rank if place else 0)
     if place is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
-    else:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=patience)
+        yield Ranks.here()
+        return
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=patience)
     try:
         yield Ranks.here()
     finally:

@@ -1,0 +1,250 @@
+"""The job's laws: a run that was stopped, killed, or moved to other ranks ends as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from infra.cli import run_main
+from infra.errors import FingerprintError, RecipeError
+from infra.storage import Storage
+from tests.training.shards import make_shards
+from training.__main__ import main
+from training.checkpoint import Checkpoint, latest
+from training.recipe import CHECKPOINTS, TrainRecipe
+from training.watch import METRICS, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, STEPS = 12, 12
+MODEL = {
+    "name": "clip",
+    "arch": {
+        "embed_dim": 16,
+        "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_shards(folder, [20, 17])
+    return folder
+
+
+def recipe(folder: Path, data: Path, **more: Any) -> Path:
+    """A recipe file of a run in `folder`."""
+    values = {
+        "model": MODEL,
+        "data": {"datasets": [{"path": str(data)}], "batch": BATCH, "lanes": BATCH, "workers": 0, "window": 5},
+        "optim": {"lr": 3e-3, "warmup_steps": 2, "clip_norm": 1.0},
+        "samples": STEPS * BATCH,
+        "out": str(folder / "run"),
+        "checkpoints": {"every": 3},
+        "log_every": 1,
+        **more,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return folder / "recipe.yaml"
+
+
+def train(path: Path, *words: str) -> int:
+    """The command, in this process."""
+    return run_main(main, "training", ["train", str(path), *words])
+
+
+def start(path: Path, launcher: Sequence[str] = ("-m",), *words: str) -> subprocess.Popen[str]:
+    """The command, in processes of its own."""
+    command = [sys.executable, *launcher, "training", "train", str(path), *words]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ends(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What it said. Asserts its exit code."""
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == code, said
+    return said
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Of the run's newest checkpoint, which must be its last step's."""
+    checkpoint = Checkpoint.open(latest(Storage(f"{folder}/run/{CHECKPOINTS}")) or "")
+    assert checkpoint.facts.step == STEPS
+    return checkpoint.weights()
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_metrics(folder / "run")]
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert train(recipe(folder, data)) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss_and_logs_every_step_once(undisturbed: Path) -> None:
+    told = losses(undisturbed)
+    assert [step for step, _ in told] == list(range(1, STEPS + 1))
+    assert told[-1][1] < told[0][1] - 0.1
+    line = read_metrics(undisturbed / "run")[-1]
+    assert line["samples"] == STEPS * BATCH
+    assert {"lr", "grad_norm", "samples_per_s", "data_wait", "loss/softmax", "of_peak"} <= line.keys()
+    assert list((undisturbed / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_run_that_is_left_and_taken_up_again_ends_with_the_same_bits(undisturbed, data, tmp_path, stop) -> None:
+    path = recipe(tmp_path, data)
+    assert train(path, "--limit", str(stop)) == 75
+    assert train(path) == 0
+    assert_same(weights(tmp_path), weights(undisturbed))
+    assert losses(tmp_path) == losses(undisturbed)
+    assert train(path) == 0  # finished: nothing is done again
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_queues_signal_saves_and_exits_75(undisturbed, data, tmp_path, number) -> None:
+    path = recipe(tmp_path, data)
+    process = start(path)
+    wait_for_step(process, tmp_path, 2)
+    process.send_signal(number)
+    ends(process, 75)
+    assert latest(Storage(f"{tmp_path}/run/{CHECKPOINTS}"))
+    ends(start(path))
+    assert_same(weights(tmp_path), weights(undisturbed))
+
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_end_with_the_same_bits(undisturbed, data, tmp_path) -> None:
+    """Among them in the middle of saving: a checkpoint is written after every step."""
+    path = recipe(tmp_path, data, checkpoints={"every": 1})
+    for steps in (1, 4, 9):
+        process = start(path)
+        wait_for_step(process, tmp_path, steps)
+        process.kill()
+        process.wait()
+    ends(start(path))
+    assert_same(weights(tmp_path), weights(undisturbed))
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(line["step"] >= step for line in read_metrics(folder / "run")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0])
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_does_and_one_goes_on_from_two(undisturbed, data, tmp_path) -> None:
+    path = recipe(tmp_path, data)
+    ends(start(path, TORCHRUN, "--limit", "7"), 1)  # torchrun says 1 for any failure, 75 among them
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, 8))
+    assert train(path) == 0
+    told, wanted = losses(tmp_path), losses(undisturbed)
+    assert [step for step, _ in told] == [step for step, _ in wanted]
+    for (_, found), (_, want) in zip(told, wanted, strict=True):
+        assert found == pytest.approx(want, rel=1e-4)  # sums over ranks in another order, twelve AdamW steps
+
+
+@pytest.mark.slow
+def test_deepspeeds_own_launcher_starts_two_ranks(undisturbed, data, tmp_path) -> None:
+    launcher = Path(sys.executable).parent / "deepspeed"
+    path = recipe(tmp_path, data, engine={"zero": 2})
+    command = [str(launcher), "--no_local_rank", "--num_gpus", "2", "--master_port", "29611", "--module"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    process = subprocess.Popen(
+        [*command, "training", "train", str(path)], cwd=ROOT, env=quiet, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    said = ends(process)
+    assert "2 ranks" in said
+    for (_, found), (_, want) in zip(losses(tmp_path), losses(undisturbed), strict=True):
+        assert found == pytest.approx(want, rel=1e-4)  # sums over ranks in another order, twelve AdamW steps
+
+
+@pytest.mark.slow
+def test_micro_batches_change_no_loss(undisturbed, data, tmp_path) -> None:
+    assert train(recipe(tmp_path, data, micro_batch=4)) == 0
+    for (_, found), (_, want) in zip(losses(tmp_path), losses(undisturbed), strict=True):
+        assert found == pytest.approx(want, rel=1e-4)  # sums in another order, twelve AdamW steps
+
+
+@pytest.mark.slow
+def test_workers_change_no_bit(undisturbed, data, tmp_path) -> None:
+    path = recipe(tmp_path, data)
+    assert train(path, "--set", "data.workers=2") == 0
+    assert_same(weights(tmp_path), weights(undisturbed))
+
+
+def test_loss_that_is_not_finite_stops_the_run_with_its_uids_written_down(data, tmp_path, capfd) -> None:
+    path = recipe(tmp_path, data, optim={"lr": 1e30, "warmup_steps": 0}, max_skipped=3, samples=100 * BATCH)
+    assert train(path) == 1
+    assert "3 steps in a row" in capfd.readouterr().err
+    told = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert len(told) == 3
+    assert all(len(line["uids"]) == BATCH for line in told)
+
+
+@pytest.mark.slow
+def test_another_recipe_is_refused_and_what_does_not_divide_too(undisturbed, data, tmp_path) -> None:
+    path = recipe(tmp_path, data)
+    assert train(path, "--limit", "1") == 75
+    other = recipe(tmp_path, data, seed=5)
+    with pytest.raises(FingerprintError, match="another recipe"):
+        main.main(["train", str(other)], standalone_mode=False)
+    with pytest.raises(RecipeError, match="divide"):
+        main.main(["train", str(recipe(tmp_path, data, micro_batch=5))], standalone_mode=False)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("training/recipes/*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_one(path: Path) -> None:
+    assert TrainRecipe.load(path).num_micro(1)
+
+
+def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(data, tmp_path, capfd) -> None:
+    assert train(recipe(tmp_path, data), "--dry-run") == 0
+    said = capfd.readouterr().out
+    assert "steps: 12 of 12 samples" in said
+    assert "ZeRO 3:" in said
+    assert "tiny twin" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_lines_of_a_killed_run_are_taken_back(tmp_path) -> None:
+    from training.watch import Watch
+
+    (tmp_path / METRICS).write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
+    Watch(tmp_path, 5, 1).close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1}]
