@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from infra.errors import UsageError
 from tests.servers.commands import SHARED
 from tests.training.pictures import picture, rng, stored
 from training.preprocess import OPS, Ops, UnreadableImage
+from training.preprocess.decode import Encoded
 
 CHANGES = "flip|color_jitter(.4, .4, .4, .1)|randaugment(2, 9)|grayscale(.2)"
 TRAINING = f"decode|random_resized_crop(32, 0.5)|{CHANGES}|normalize(clip)"
@@ -221,6 +223,22 @@ def test_a_strip_one_pixel_wide_is_shown():
         strip = stored(Image.new("RGB", size, "red"), "PNG")
         for line in (TRAINING, EVALUATION, "decode|squash(32)|normalize(half)"):
             assert Ops.parse(line)(strip, rng()).shape == (3, 32, 32)
+
+
+def test_what_the_fast_decoder_finds_odd_is_for_pillow_to_judge():
+    # A stray byte between segments; the last segment before the scan is the tables'.
+    data = WHOLE["JPEG"]
+    at = data.index(b"\xff\xc4")
+    odd = data[:at] + b"\0" + data[at:]
+    with pytest.raises(ValueError):
+        simplejpeg.decode_jpeg(odd)
+    assert torch.equal(Ops.parse(EVALUATION)(odd, rng()), Ops.parse(EVALUATION)(data, rng()))
+
+
+def test_an_image_of_another_size_than_its_header_says_is_broken():
+    encoded = Encoded(4, 3, lambda spare: (np.zeros((3, 5, 3), np.uint8), 1))
+    with pytest.raises(UnreadableImage, match="size"):
+        encoded.pixels(1)
 
 
 @st.composite

@@ -36,6 +36,8 @@ _MAX_SCANS = 48
 # differ from a full decode, resized, by 0.9 grey levels at 1/2, 1.3 at 1/4 and 1.9 at 1/8 (mean absolute difference).
 _FRACTIONS, _SPARE = (8, 4, 2), 1.5
 
+# Where simplejpeg finds other faults, the picture is whole.
+_LOST_DATA = re.compile("premature end|bad huffman|bad arithmetic", re.IGNORECASE)
 _TRUNCATED = re.compile(r"truncated|premature end|unexpected end|ended", re.IGNORECASE)
 
 # EXIF orientation → what turns the stored picture upright.
@@ -73,12 +75,21 @@ class Encoded:
 
     width: int
     height: int
-    pixels: Callable[[float], tuple[Pixels, int]]
-    """Decode. Given is how many source pixels there are to a wanted one: of many, libjpeg makes fewer at once.
+    decode: Callable[[float], tuple[Pixels, int]]
 
-    Returns pixels, (H, W, 3) RGB, upright, and 1, 2, 4 or 8; their height and width are those of the header divided by
-    that and rounded up. Raises UnreadableImage.
-    """
+    def pixels(self, spare: float) -> tuple[Pixels, int]:
+        """Decode. spare: how many source pixels there are to a wanted one; of many, libjpeg makes fewer at once.
+
+        Returns pixels, (H, W, 3) RGB, upright, and 1, 2, 4 or 8; their height and width are those of the header divided
+        by that and rounded up. Raises UnreadableImage, and no other error.
+        """
+        try:
+            pixels, fraction = self.decode(spare)
+        except Exception as error:  # noqa: BLE001 - hostile bytes reach every line of a decoder
+            raise _unreadable(error) from None
+        if pixels.shape != (-(-self.height // fraction), -(-self.width // fraction), 3):
+            raise UnreadableImage("broken", "not of the size that its header says")
+        return pixels, fraction
 
 
 class Decode(Config):
@@ -108,40 +119,31 @@ class Decode(Config):
         self._check(width, height)
         orientation = _orientation(exif)
 
-        def pixels(spare: float) -> tuple[Pixels, int]:
+        def decode(spare: float) -> tuple[Pixels, int]:
             # The last pixel may be half padding; turned, it would come first.
             usable = [one for one in _FRACTIONS if orientation == 1 or not (width % one or height % one)]
             fraction = next((one for one in usable if spare >= one * _SPARE), 1)
+            # Asking for this many pixels picks exactly this fraction.
+            least_wide, least_high = -(-width // fraction), -(-height // fraction)
             try:
-                # Asking for this many pixels picks exactly this fraction.
-                stored = simplejpeg.decode_jpeg(
-                    data, min_width=-(-width // fraction), min_height=-(-height // fraction)
-                )
+                stored = simplejpeg.decode_jpeg(data, min_width=least_wide, min_height=least_high)
             except ValueError as error:
-                if _TRUNCATED.search(str(error)):
-                    raise _unreadable(error) from None
+                if _LOST_DATA.search(str(error)):
+                    raise
                 # Stray bytes between segments and the like: Pillow may judge.
-                return self._by_pillow(data).pixels(spare)
+                return self._by_pillow(data).decode(spare)
             return _upright(stored, orientation), fraction
 
-        return Encoded(*_laid(width, height, orientation), pixels)
+        return Encoded(*_laid(width, height, orientation), decode)
 
     def _by_pillow(self, data: bytes) -> Encoded:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
         width, height = image.size
         self._check(width, height)
         orientation = _orientation(image.info.get("exif", b""))
-
-        def pixels(spare: float) -> tuple[Pixels, int]:
-            try:
-                stored = np.array(_rgb(image))
-            except Exception as error:  # noqa: BLE001 - hostile bytes reach every line of a decoder
-                raise _unreadable(error) from None
-            if stored.shape != (height, width, 3):
-                raise UnreadableImage("broken", "not of the size that its header says")
-            return _upright(stored, orientation), 1
-
-        return Encoded(*_laid(width, height, orientation), pixels)
+        return Encoded(
+            *_laid(width, height, orientation), lambda spare: (_upright(np.array(_rgb(image)), orientation), 1)
+        )
 
     def _check(self, width: int, height: int) -> None:
         if width * height > self.max_pixels or max(width, height) > _LONGEST_SIDE:
