@@ -56,7 +56,7 @@ def cached(
         own = {
             name: gradient[rows] if gradient.ndim else gradient * float(is_last) for name, gradient in gradients.items()
         }
-        carried = [(outputs[name].float() * own[name].float()).sum() for name in own if outputs[name].requires_grad]
+        carried = [(outputs[name].float() * own[name]).sum() for name in own if outputs[name].requires_grad]
         backward(torch.stack(carried).sum())
         start += len(part)
     return {name: term.detach() for name, term in terms.items()}
@@ -68,6 +68,9 @@ def total(terms: Terms) -> Tensor:
 
 
 def _leaf(values: Sequence[Tensor]) -> Tensor:
-    """One output of all parts, as the loss's starting point: (B, …), or () as it is."""
-    joined = torch.cat(list(values)) if values[0].ndim else values[0].clone()
-    return joined.requires_grad_(joined.is_floating_point())
+    """One output of all parts, as the loss's starting point: (B, …), or () as it is.
+
+    In fp32, or a row's small share of the gradient would vanish in fp16 before the loss's scale can save it.
+    """
+    whole = torch.cat(list(values)) if values[0].ndim else values[0].clone()
+    return whole.float().requires_grad_() if whole.is_floating_point() else whole
