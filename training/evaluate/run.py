@@ -1,4 +1,4 @@
-"""One evaluation: a task, its result as JSON with every interval, and the picture sheet; twice the same, to the byte."""
+"""One evaluation: a task, its result as JSON with every interval, and the picture sheet. Twice the same bytes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def evaluate(encoder: Encoder, settings: EvaluationSettings, out: str | None = N
         if settings.queries:
             sheet = draw_sheet(settings.task, result, settings.queries, random.Random(settings.seed))
             storage.commit_bytes(SHEET, sheet.encode("utf-8", "replace"))
+        storage.sweep()
     took_s = time.monotonic() - began
     log.info("task=%s samples=%d took_s=%.1f", settings.task, result.counts["samples"], took_s)
     return facts
@@ -59,6 +60,6 @@ def told(facts: Mapping[str, Any]) -> list[str]:
     ]
     counts = facts["counts"]
     lost = {f"unreadable, {reason}": number for reason, number in counts["unreadable"].items()}
-    lost |= {name.replace("_", " "): number for name, number in counts.items() if name.startswith("without_")}
-    more = "".join(f"; {number:,} {what}" for what, number in lost.items())
+    lost |= {name: number for name, number in counts.items() if name.startswith("without_")}
+    more = "".join(f"; {number:,} {what.replace('_', ' ')}" for what, number in lost.items())
     return [*lines, f"{counts['images']:,} images of {counts['samples']:,} samples{more}"]
