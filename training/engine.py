@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from training.accumulate import Losses, cached, plain
 from training.engine_settings import EngineSettings, deepspeed_config
+from training.engine_states import States, whole
 from training.optim import LossScale, OptimSettings, freeze, num_numbers, parameter_groups
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs
@@ -34,7 +35,6 @@ from training.spec import Batch, Context, Outputs
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by torch's names
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ class Engine:
         if self._stage == 3:
             _cut(module, config)
         self._deepspeed = _DeepSpeed(None, module, self._adam, config=config, config_class=DeepSpeedConfig(config))
+        self._states = States(module, self._adam, self._deepspeed.optimizer, self._stage, ranks)
         if settings.offload_optimizer != "nvme":
-            self._begin_moments()
+            self._states.begin()
         if settings.compile:
             self._deepspeed.compile()
 
@@ -139,40 +140,36 @@ class Engine:
         return StepResult(dict(zip(terms, means.tolist(), strict=True)), norm, lr, is_skipped)
 
     def after_step(self, change: Callable[[nn.Module], None]) -> None:
-        """Let the spec change weights or buffers: clamp a scale, move an average. Rank 0's weights are everyone's."""
-        with torch.no_grad(), _whole(self.module.parameters(), self.ranks, is_changed=True):
+        """Let the spec change weights or buffers in place, on every rank alike: clamp a scale, move an average."""
+        with torch.no_grad(), whole(self.module.parameters(), self.ranks, is_changed=True):
             change(self.module)
-        self._take_over_weights()
+        self._states.take_over_weights()
 
     def sizes(self) -> dict[str, int]:
-        """Every weight and buffer that a checkpoint holds, in one order on all ranks, and its numbers."""
-        return {name: num_numbers([tensor]) for name, tensor in self._tensors().items()}
+        """Every weight and buffer that a checkpoint holds, in one order on all ranks, and how many numbers it has."""
+        return self._states.sizes
 
     def read(self, name: str) -> dict[str, Tensor]:
         """A tensor whole: weight, and of a trained one exp_avg and exp_avg_sq, each of the weight's shape."""
-        tensor = self._tensors()[name]
-        with _whole([tensor], self.ranks):
-            states = {"weight": tensor.detach().clone()}
-        return states | ({key: self._moment(tensor, key) for key in MOMENTS} if tensor.requires_grad else {})
+        return self._states.read(name)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight and buffer whole, by name, in this rank's own memory; what evaluation is made of."""
+        return {name: self._states.weight(name).cpu() for name in self._states.sizes}
 
     def write(self, name: str, states: Mapping[str, Tensor]) -> None:
         """As `read` gave it, the same on all ranks; what is frozen takes no moments. `finish` comes after the last."""
-        tensor = self._tensors()[name]
-        with torch.no_grad(), _whole([tensor], self.ranks, is_changed=True):
-            tensor.copy_(states["weight"])
-        for key in MOMENTS if tensor.requires_grad else ():
-            self._set_moment(tensor, key, states.get(key, torch.zeros(states["weight"].shape)))
+        self._states.write(name, states)
 
     def counters(self) -> dict[str, Any]:
         """What the engine counts, ready for JSON."""
-        steps = self._adam.state[self._flat()[0]]["step"]
-        return {"num_updates": int(steps), "loss_scale": asdict(self.loss_scale) if self.loss_scale else None}
+        scale = asdict(self.loss_scale) if self.loss_scale else None
+        return {"num_updates": self._states.num_updates, "loss_scale": scale}
 
     def finish(self, counters: Mapping[str, Any]) -> None:
         """End of writing: the optimiser's own copies of weights follow, and it counts on from there."""
-        self._take_over_weights()
-        for flat in self._flat():
-            self._adam.state[flat]["step"].fill_(counters["num_updates"])
+        self._states.take_over_weights()
+        self._states.set_num_updates(counters["num_updates"])
         if self.loss_scale and counters["loss_scale"]:
             self.loss_scale = LossScale(**counters["loss_scale"])
 
@@ -195,7 +192,7 @@ class Engine:
 
     def _unscale_and_clip(self) -> Tensor:
         """What DeepSpeed leaves undone at stage 0. Returns the norm before clipping, ()."""
-        gradients = [one.grad for one in self._flat() if one.grad is not None]
+        gradients = [one.grad for one in self._states.flat() if one.grad is not None]
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         norm = torch.nn.utils.get_total_norm(gradients) / scale
         bound = self._optim.clip_norm or float("inf")
@@ -216,55 +213,6 @@ class Engine:
         yield
         for buffer, value in kept:
             buffer.copy_(value)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        held = self.module.state_dict().keys()  # without buffers that are not persistent
-        return {
-            name: tensor
-            for name, tensor in [*self.module.named_parameters(), *self.module.named_buffers()]
-            if name in held
-        }
-
-    def _flat(self) -> list[Tensor]:
-        """What AdamW holds: parameters, or this rank's parts of them, flat."""
-        if self._stage == 0:
-            return [one for group in self._adam.param_groups for one in group["params"]]
-        zero = self._deepspeed.optimizer
-        parts: list[Tensor] = (
-            zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        )
-        return parts
-
-    def _begin_moments(self) -> None:
-        """AdamW makes its moments at its first step; made now, a checkpoint can be taken and given at any time."""
-        for flat in self._flat():
-            zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
-            self._adam.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
-        if self._stage in (1, 2):
-            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _moment(self, parameter: Tensor, key: str) -> Tensor:
-        if self._stage == 0:
-            return self._adam.state[parameter][key].clone()
-        whole: Tensor = deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-        return whole
-
-    def _set_moment(self, parameter: Tensor, key: str, value: Tensor) -> None:
-        value = value.to(self.device)
-        if self._stage == 0:
-            self._adam.state[parameter][key].copy_(value)
-        elif self._stage < 3:
-            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
-        else:
-            # Its setter of whole values fails where the ranks do not divide them: the last part is padded.
-            size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-            own = value.flatten()[size * self.ranks.rank : size * (self.ranks.rank + 1)]
-            padded = torch.nn.functional.pad(own, (0, size - len(own)))
-            deepspeed.utils.safe_set_local_optimizer_state(parameter, padded, key)
-
-    def _take_over_weights(self) -> None:
-        if self._stage:
-            self._deepspeed.optimizer.refresh_fp32_params()
 
 
 def refuse_unfit(settings: EngineSettings, device: torch.device) -> None:
@@ -288,20 +236,6 @@ def _cut(module: nn.Module, config: dict[str, Any]) -> None:
     deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
     for scalar in scalars:
         scalar.ds_shape = torch.Size([])  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _whole(tensors: Iterable[Tensor], ranks: Ranks, *, is_changed: bool = False) -> Iterator[None]:
-    """Gathers what stage 3 has cut; a change inside is that of rank 0. DeepSpeed's own fails where `_cut` tells of."""
-    parts: list[Any] = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
-    if parts:
-        parts[0].all_gather(param_list=parts)
-    yield
-    if is_changed and ranks.num > 1:
-        for tensor in parts:
-            dist.broadcast(tensor.data, 0)
-    if parts:
-        parts[0].partition(param_list=parts, has_been_updated=is_changed)
 
 
 def _take_weights_of_first_rank(module: nn.Module, ranks: Ranks) -> None:
