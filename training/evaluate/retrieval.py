@@ -61,12 +61,11 @@ def recall(image_emb: Tensor, text_emb: Tensor, right: Right, chunk: int = CHUNK
         raise DatasetError("no image with a caption could be read; retrieval needs at least one")
     of_image, of_text = ranks(image_emb, text_emb, right, chunk)
     trials = torch.bincount(right.image, minlength=len(image_emb))
-    shares = {}
+    found = {f"image_to_text_r{cut}": share_of_hits((of_image < cut) & (trials > 0), trials > 0) for cut in CUTS}
     for cut in CUTS:
-        found = torch.zeros_like(trials).index_add(0, right.image, (of_text[right.text] < cut).long())
-        shares[f"image_to_text_r{cut}"] = share_of_hits((of_image < cut) & (trials > 0), trials > 0)
-        shares[f"text_to_image_r{cut}"] = share_of_hits(found, trials)
-    return {name: share for name, share in sorted(shares.items()) if share is not None}
+        hits = torch.zeros_like(trials).index_add(0, right.image, (of_text[right.text] < cut).long())
+        found[f"text_to_image_r{cut}"] = share_of_hits(hits, trials)
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def ranks(image_emb: Tensor, text_emb: Tensor, right: Right, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -111,7 +112,6 @@ def _templates() -> Environment:
 
 def _label(metric: str) -> str:
     """A metric's name as people read it."""
-    direction, cut, number = metric.rpartition("_r")
-    if cut:
-        return f"{direction.replace('_', ' ')}, recall@{number}"
-    return {"top1": "accuracy", "top5": "accuracy in five"}.get(metric, metric.replace("_", " "))
+    if found := re.fullmatch(r"(\w+)_r(\d+)", metric):
+        return f"{found[1].replace('_', ' ')}, recall@{found[2]}"
+    return {"top1": "accuracy", "top5": "right among five"}.get(metric, metric.replace("_", " "))

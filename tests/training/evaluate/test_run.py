@@ -132,6 +132,9 @@ def test_the_sheet_marks_who_is_right_and_says_where_who_is_not(captions):
     evaluate(Oracle(), settings("retrieval", captions), str(captions / "out"))
     page = (captions / "out" / "sheet.html").read_text()
     assert page.count("right at first") == 6  # three images, three texts
+    assert re.findall(r"<dt>(.*?)</dt>", page) == [
+        f"{way}, recall@{cut}" for way in ("image to text", "text to image") for cut in (1, 5, 10)
+    ]
     assert "right at place" not in page
     evaluate(Mute(), settings("retrieval", captions), str(captions / "out"))
     page = (captions / "out" / "sheet.html").read_text()
