@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from infra.cli import CONTEXT, print_json, run_main, say_plan
+from infra.options import config_options, given
+from training.evaluate.task import EvaluationSettings
 
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
@@ -69,6 +71,55 @@ def train(
     if as_json and ranks.rank == 0:
         print_json({"out": read.out, "steps": done.step, "total": done.total, "exit": done.code})
     return done.code
+
+
+@main.command()
+@click.argument("checkpoint", metavar="CKPT")
+@config_options(EvaluationSettings)
+@click.option("--pretrained", metavar="TAG|PATH", help="CKPT is a name of open_clip's list, and these are its weights.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1.  [default: cuda where there is one]")
+@click.option("--out", metavar="DIR", help="Write results.json and sheet.html there.")
+@JSON
+def evaluate(
+    checkpoint: str, pretrained: str | None, device: str | None, out: str | None, as_json: bool, **values: Any
+) -> None:
+    """What a model can do on a dataset: with its 95 % interval, and a sheet of pictures.
+
+    CKPT is a checkpoint, a run's folder (its newest checkpoint), or with --pretrained a name of open_clip's list.
+
+    
+    python -m training evaluate out/clip --task retrieval --data out/demo --out out/clip/retrieval
+    python -m training evaluate out/clip --task zero_shot --data out/flowers --classes names.txt --templates openai
+    """
+    import torch
+
+    from training.evaluate.run import evaluate as run
+    from training.evaluate.run import told
+    from training.models.encoder import load_encoder
+
+    settings = EvaluationSettings.parse(given(EvaluationSettings, values), "evaluate")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = checkpoint if pretrained else newest(checkpoint)
+    facts = run(load_encoder(model, pretrained, place), settings, out)
+    if as_json:
+        print_json(facts)
+        return
+    for line in told(facts):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("runs", metavar="RUN…", nargs=-1, required=True)
+@click.option("--out", metavar="FILE", help="The page.  [default: report.html in the first run's folder]")
+def report(runs: Sequence[str], out: str | None) -> None:
+    """Curves of a run, or of several over one axis of samples seen, as one page that needs nothing else.
+
+    
+    python -m training report out/clip_all out/clip_selected --out out/compared.html
+    """
+    from training.report import write_page
+
+    click.echo(f"{write_page(list(runs), out)}: written")
 
 
 @main.command("bench-data")

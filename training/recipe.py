@@ -12,6 +12,7 @@ from infra.errors import RecipeError
 from infra.recipe import Config, apply_settings, fingerprint, load_yaml, tuning
 from training.data.loader import DataSettings
 from training.engine_settings import EngineSettings
+from training.evaluate.task import EvaluationSettings
 from training.models import MODELS
 from training.optim import OptimSettings
 from training.spec import TrainSpec
@@ -24,19 +25,13 @@ class CheckpointSettings(Config):
 
     every: int = tuning(1000, "Steps between checkpoints; the last step writes one, too.", gt=0)
     keep_last: int = tuning(2, "Newest checkpoints that are kept.", gt=0)
-    best: str | None = tuning(None, "Metric of which the best checkpoint is kept, too: retrieval.text_to_image_r1.")
+    best: str | None = tuning(None, "Metric of which the best checkpoint is kept, too: retrieval/image_to_text_r1.")
 
 
-class EvaluateSettings(Config):
-    """One evaluation during the run."""
+class EvaluateSettings(EvaluationSettings):
+    """One evaluation during the run, its results in OUT/evaluate/."""
 
-    task: str = tuning("retrieval", "As `python -m training evaluate --task`.")
-    data: str = tuning(..., "Dataset to evaluate on.")
-    selection: str | None = tuning(None, "What of it.")
     every: int = tuning(1000, "Steps between evaluations; after the last step there is one, too.", gt=0)
-    limit: int | None = tuning(None, "Samples, at most.", gt=0)
-    classes: str | None = tuning(None, "File of class names, for zero_shot.")
-    templates: str | None = tuning(None, "File of templates, for zero_shot.")
 
 
 class TrainRecipe(Config):

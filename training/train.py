@@ -14,22 +14,26 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import yaml
 from torch import Tensor
 
-from infra.errors import FingerprintError, PairmillError
+from infra.errors import FingerprintError, PairmillError, RecipeError
 from infra.storage import Storage
 from training.checkpoint import Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
 from training.engine import DTYPES, Engine, StepResult
+from training.evaluate.run import evaluate
 from training.flops import forward_flops, peak_flops, step_flops
 from training.ranks import Ranks
 from training.recipe import CHECKPOINTS, TrainRecipe
+from training.report import write_page
 from training.saver import Saver
 from training.spec import Batch, Outputs, Term
 from training.watch import Silent, Watch
 
 FINISHED, PREEMPTED = 0, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again": queues start such a job anew
 BAD_BATCHES = "skipped.jsonl"
+EVALUATIONS = "evaluate"
 
 
 class TrainingError(PairmillError):
@@ -98,6 +102,8 @@ class Run:
             ranks=ranks, num_micro=self.num_micro,
         )  # fmt: skip
         self.total = recipe.total_steps(self.loader.num_units)
+        if recipe.evaluate and self.spec.encoder is None:
+            raise RecipeError(f"evaluate: a {recipe.model['name']} cannot be asked; leave it out")
         torch.manual_seed(recipe.seed)
         module = self.spec.build(settings)
         self.micro_batch = recipe.data.batch // ranks.num // self.num_micro
@@ -147,8 +153,11 @@ class Run:
                 if is_last or done % recipe.log_every == 0:
                     watch.log(done, self._numbers(done, meter, parts[0], result))
                     meter = Meter()
+                found = self._evaluate(done, is_end=done == self.total)
+                if found:
+                    watch.log(done, found)
                 if is_last or done % recipe.checkpoints.every == 0:
-                    self.saver.save(self.engine, self._facts(done))
+                    self.saver.save(self.engine, self._facts(done, found))
                 if is_last:
                     break
             return done
@@ -190,7 +199,28 @@ class Run:
             numbers["of_peak"] = rate / peak
         return numbers
 
-    def _facts(self, done: int) -> Facts:
+    def _evaluate(self, done: int, *, is_end: bool) -> dict[str, float]:
+        """Metrics of the evaluations that are due, by "task/metric". Rank 0 works, the others wait for it."""
+        found: dict[str, float] = {}
+        due = [each for each in self.recipe.evaluate if is_end or done % each.every == 0]
+        if not due:
+            return found
+        weights = self.engine.weights()
+        if self.ranks.rank == 0:
+            assert self.spec.encoder is not None
+            settings = self.recipe.model_settings().model_copy(update={"pretrained": None})
+            with torch.random.fork_rng():
+                module = self.spec.build(settings)
+            module.load_state_dict(weights)
+            encoder = self.spec.encoder(module, str(self.engine.device))
+            for number, each in enumerate(due):
+                facts = evaluate(encoder, each, f"{self.storage.url}/{EVALUATIONS}/{each.task}-{number}")
+                for name, share in facts["metrics"].items():
+                    found[f"{each.task}/{name}"] = share["value"]
+                    found |= {f"{each.task}/{name}/{end}": share[end] for end in ("low", "high")}
+        return found
+
+    def _facts(self, done: int, metrics: Mapping[str, float]) -> Facts:
         samples = done * self.recipe.data.batch
         settings = self.recipe.model_settings().model_dump(mode="json")
         recipe = {"word": self.recipe.word(), **self.recipe.model_dump(mode="json")}
@@ -240,12 +270,18 @@ def train(recipe: TrainRecipe, ranks: Ranks, resume: str = "auto", limit: int | 
     first = run.resume(resume)
     watch = Watch(run.folder, run.total, first, wandb=recipe.wandb) if ranks.rank == 0 else Silent()
     try:
+        if ranks.rank == 0:
+            run.storage.commit_bytes(
+                "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode()
+            )
         for line in _screen(run, first):
             watch.say(line)
         with Preemption().watched() as preemption:
             done = run.train(first, min(run.total, first + limit) if limit else run.total, watch, preemption)
     finally:
         watch.close()
+        if ranks.rank == 0:
+            write_page(run.folder)
     return Done(done, run.total, FINISHED if done == run.total else PREEMPTED)
 
 

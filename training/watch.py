@@ -77,7 +77,8 @@ class Watch:
     def _show(self, step: int, numbers: Mapping[str, float]) -> None:
         told = " · ".join([*_told(numbers), *self._time_left(step)])
         self._bar.update(self._task, completed=step, told=told)
-        if not self._live and (time.monotonic() - self._said_at > LINE_EVERY_S or step == self.total):
+        is_due = time.monotonic() - self._said_at > LINE_EVERY_S or step == self.total or "loss" not in numbers
+        if not self._live and is_due:
             self._said_at = time.monotonic()
             self.say(f"train: step {step:,}/{self.total:,} · {told}")
 
@@ -135,7 +136,9 @@ def _told(numbers: Mapping[str, float]) -> list[str]:
     parts = [f"loss {numbers['loss']:.4f}"] if "loss" in numbers else []
     forms = {"samples_per_s": "{:,.0f} samples/s", "data_wait": "waiting for data {:.0%}", "lr": "lr {:.2e}",
              "grad_norm": "gradient {:.2f}", "of_peak": "{:.0%} of peak"}  # fmt: skip
-    return parts + [form.format(numbers[name]) for name, form in forms.items() if name in numbers]
+    parts += [form.format(numbers[name]) for name, form in forms.items() if name in numbers]
+    metrics = [name for name in numbers if f"{name}/low" in numbers]  # those of an evaluation have an interval
+    return parts + [f"{name} {numbers[name]:.3f}" for name in metrics]
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -145,6 +145,14 @@ def frozen(settings: ClipSettings) -> Sequence[str]:
     return LOCKED_IMAGE if settings.lock_image else ()
 
 
+def encoder(module: nn.Module, device: str) -> Any:
+    """The trained model as evaluation asks it."""
+    from training.models.encoder import Encoder  # which is made of this module
+
+    assert isinstance(module, Clip)
+    return Encoder(module, device, "float32")
+
+
 # A convolutional tower: at this size it learns far faster than a ViT. Two thirds of the parameters are the token table.
 TINY = {
     "arch": {
@@ -161,6 +169,7 @@ SPEC = TrainSpec(
     losses=losses,
     ops=image_ops,
     tokenizer=tokenizer,
+    encoder=encoder,
     after_step=clamp_scale,
     accumulate="cached",
     frozen=frozen,
