@@ -248,3 +248,43 @@ def test_lines_of_a_killed_run_are_taken_back(tmp_path) -> None:
     (tmp_path / METRICS).write_text('{"step": 1, "loss": 1}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
     Watch(tmp_path, 5, 1).close()
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 1}]
+
+
+@pytest.mark.slow
+def test_a_run_evaluates_as_it_goes_keeps_its_best_and_is_evaluated_alike_afterwards(data, tmp_path, capfd) -> None:
+    retrieval = {"task": "retrieval", "data": str(data), "every": 4, "queries": 2}
+    best = "retrieval/image_to_text_r5"
+    path = recipe(tmp_path, data, evaluate=[retrieval], checkpoints={"every": 4, "keep_last": 1, "best": best})
+    assert train(path) == 0
+    told = {line["step"]: line[best] for line in read_metrics(tmp_path / "run") if best in line}
+    assert list(told) == [4, 8, 12]
+    kept = {name.partition("/")[0] for name in Storage(f"{tmp_path}/run/{CHECKPOINTS}").sizes()}
+    top = max(told, key=lambda step: (told[step], step))
+    assert kept == {f"step-{step:010d}" for step in (top, 12)}
+    words = ["evaluate", str(tmp_path / "run"), "--task", "retrieval", "--data", str(data), "--json"]
+    capfd.readouterr()
+    assert run_main(main, "training", words) == 0
+    assert json.loads(capfd.readouterr().out)["metrics"]["image_to_text_r5"]["value"] == told[12]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "image_to_text_r5" in page
+
+
+@pytest.mark.slow
+def test_what_is_exported_loads_in_open_clip_with_the_same_weights(undisturbed, tmp_path) -> None:
+    import open_clip
+
+    words = ["export", str(undisturbed / "run"), "--to", "open_clip", "--out", str(tmp_path / "out")]
+    assert run_main(main, "training", words) == 0
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    ours = weights(undisturbed)
+    for name, tensor in model.state_dict().items():
+        if f"clip.{name}" in ours:
+            assert torch.equal(tensor, ours[f"clip.{name}"]), name
+
+
+def test_the_loader_alone_is_measured(data, tmp_path, capfd) -> None:
+    assert run_main(main, "training", ["bench-data", str(recipe(tmp_path, data)), "--batches", "3", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["samples"] == 3 * BATCH
+    assert told["masked"] == 0
+    assert told["cpu_ms"] > 0
