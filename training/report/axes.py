@@ -28,7 +28,9 @@ class Axis:
 
 
 def percent(value: float, step: float, top: float) -> str:
-    """A tick of shares: 20 %."""
+    """A tick of shares: 20 %; as a plain number where no share is so small or large."""
+    if not 1e-5 <= step <= 1:
+        return number(value, step, top)
     return f"{100 * value:.{_decimals(100 * step)}f} %"
 
 

@@ -34,8 +34,13 @@ class Line:
 
     @property
     def colour(self) -> str:
-        """A class of the page's style."""
-        return f"c{self.place % NUM_COLOURS}"
+        """Classes of the page's style."""
+        return colour_of(self.place)
+
+
+def colour_of(place: int) -> str:
+    """Classes that tell a run from the page's others; colours come again, dashed."""
+    return f"c{place % NUM_COLOURS}" + " again" * (place >= NUM_COLOURS)
 
 
 def chart(kind: Kind, lines: Sequence[Line], across: axes.Axis) -> tuple[Markup, axes.Axis]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from infra.errors import UsageError
 from infra.page import publish_page, templates_of
 from training.report import axes
-from training.report.curves import Line, chart
+from training.report.curves import Line, chart, colour_of
 from training.report.headline import best, differences, headline, state
 from training.report.kinds import KINDS, SECTIONS, is_lower_better, kind_of
 from training.report.runs import Run, read_runs
@@ -72,6 +72,7 @@ def render(runs: Sequence[Run]) -> str:
     metrics = sorted({name for found in bests for name in found})
     return _templates().get_template("page.html.j2").render(
         runs=runs,
+        colours=[colour_of(place) for place in range(len(runs))],
         state=state(runs),
         headlines=[headline(run) for run in runs],
         metrics=[(name, is_lower_better(name), [found.get(name) for found in bests]) for name in metrics],

@@ -65,15 +65,18 @@ def series_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     A line that does not tell its samples stands where the line before it stood.
     """
     points: dict[str, list[tuple[float, ...]]] = {}
+    layouts: dict[tuple[str, ...], list[tuple[str, bool]]] = {}  # lines are many, their sets of names few
     samples = 0.0
     for line in lines:
         told = _number(line.get("samples"))
         samples = told if math.isfinite(told) else samples
-        for name, value in line.items():
-            if name not in _PLACES and not _is_end(name, line):
-                ends = (line.get(f"{name}/{end}") if _has_ends(name, line) else None for end in _ENDS)
-                point = (samples, _number(line.get("step")), _number(value), *map(_number, ends))
-                points.setdefault(name, []).append(point)
+        step = _number(line.get("step"))
+        names = tuple(line)
+        if names not in layouts:
+            layouts[names] = _layout(names)
+        for name, has_ends in layouts[names]:
+            low, high = (_number(line[f"{name}/{end}"]) for end in _ENDS) if has_ends else (math.nan, math.nan)
+            points.setdefault(name, []).append((samples, step, _number(line[name]), low, high))
     return {name: _series(np.array(found)) for name, found in points.items()}
 
 
@@ -105,13 +108,14 @@ def _number(value: Any) -> float:
     return float(value) if abs(value) > 1 / BEYOND else 0.0
 
 
-def _is_end(name: str, line: Mapping[str, Any]) -> bool:
-    base, _, end = name.rpartition("/")
-    return end in _ENDS and base in line and _has_ends(base, line)
-
-
-def _has_ends(name: str, line: Mapping[str, Any]) -> bool:
-    return all(f"{name}/{end}" in line for end in _ENDS) and name not in _PLACES and not _is_end(name, line)
+def _layout(names: Sequence[str]) -> list[tuple[str, bool]]:
+    """The series of a line, and whether it tells the interval of each."""
+    found: dict[str, bool] = {}
+    for name in sorted(names, key=len):  # a metric before its ends
+        base, _, end = name.rpartition("/")
+        if name not in _PLACES and not (end in _ENDS and found.get(base)):
+            found[name] = all(f"{name}/{end}" in names for end in _ENDS)
+    return list(found.items())
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
