@@ -10,6 +10,7 @@ SCORERS = Registry(
         "image": "filters.image:Image",
         "duplicates": "filters.duplicates:Duplicates",
         "recurrence": "filters.recurrence:Recurrence",
+        "clip_score": "filters.clip_score:ClipScore",
     },
 )
 

@@ -65,8 +65,9 @@ class Scorer(ABC):
     needs_image: ClassVar[bool] = False  # encoded bytes are read only if a scorer asks for them
     facts: ClassVar[tuple[str, ...]] = ()  # further columns of the row that its pairs bring along
     holds: ClassVar[bool] = False  # a model is kept between shards: Ray gives it actors instead of tasks
-    resources: ClassVar[Resources] = Resources()
-    columns: ClassVar[pa.Schema]
+    resources: Resources = Resources()  # of a worker; a scorer may ask for them in its settings
+    at_once: int = 1  # pairs that it wants in a batch; there may be more
+    columns: pa.Schema  # known at the latest when it is set up
     Settings: ClassVar[type[Config]] = NoSettings
 
     def __init__(self, settings: Config | None = None) -> None:
@@ -82,6 +83,10 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, batch: Batch) -> pa.Table:
         """Columns of `columns`, a row for each pair (per image) or for each of `batch.captions` (per caption)."""
+
+    def score_all(self, batches: Iterator[Batch]) -> Iterator[pa.Table]:
+        """What `score` gives, of each batch in turn. For scorers that prepare the next batch while one is scored."""
+        return map(self.score, batches)
 
 
 class Reduction(Step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import tee
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +32,7 @@ from infra.recipe import apply_settings
 from infra.rows import Rows
 from infra.tables import KEYS, write_keyed_table
 
-BATCH = 64  # pairs: their encoded images and pixels are held at once
+BATCH = 64  # pairs, unless a scorer wants more: their encoded images and pixels are held at once
 IMPORTED = "tables"  # the setting that imports alone have
 MEND = "Give another --as, or the settings of the first run"
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -276,9 +277,11 @@ class ScorePass(Pass):
         captions = next((part.captions for part in tables if part.captions), ())
         needs_image = any(part.scorer.needs_image for part in tables)
         pairs = self.rows.pairs(job.id, images=needs_image, captions=captions, facts=list(facts))
-        for batch in batches(pairs, BATCH):
-            for part in tables:
-                scores = part.scorer.score(batch)
+        size = max([BATCH, *(part.scorer.at_once for part in tables)])
+        read, *streams = tee(batches(pairs, size), 1 + len(tables))  # a scorer may look ahead
+        scored = [part.scorer.score_all(stream) for part, stream in zip(tables, streams, strict=True)]
+        for batch, *found_now in zip(read, *scored, strict=True):
+            for part, scores in zip(tables, found_now, strict=True):
                 keys = keys_of(batch, part.scorer.per)
                 if scores.num_rows != keys.num_rows:
                     raise ValueError(f"{part.table}: {scores.num_rows} scores for {keys.num_rows} rows")
