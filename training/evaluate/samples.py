@@ -110,13 +110,16 @@ class BenchmarkSamples:
 def samples_of(settings: DatasetSettings, split: str, *, labelled: bool) -> DatasetSamples | BenchmarkSamples:
     """What lies in a folder. labelled: its classes are wanted, which only tars with `.cls` members tell.
 
-    Raises UsageError for a selection of what has none.
+    Raises UsageError for a selection, or tables of captions, where there can be none.
     """
     root = Storage(settings.path)
     if not labelled and not is_split(root, split) and not root.exists(CLASSES):
         return DatasetSamples(settings)
-    if settings.selection is not None:
-        raise UsageError(f"{settings.path}: classes are read from the tars, where no selection is; leave it out")
+    if settings != DatasetSettings.parse({"path": settings.path}, settings.path):
+        raise UsageError(
+            f"{settings.path}: read from the tars alone, in CLIP_benchmark's form, which has no selection, no tables "
+            "of captions and no index; leave them out"
+        )
     return BenchmarkSamples(settings.path, split)
 
 

@@ -72,10 +72,11 @@ def test_a_folder_without_tars_is_told(tmp_path):
         samples_of(settings(tmp_path), "val", labelled=True)
 
 
-def test_a_selection_of_labelled_tars_is_refused(tmp_path):
+@pytest.mark.parametrize("more", [{"selection": "best"}, {"captions": ["blip"]}, {"index": "elsewhere"}])
+def test_what_labelled_tars_cannot_have_is_refused(tmp_path, more):
     write_tars(tmp_path / "test", [[labelled(0, 1)]])
-    with pytest.raises(UsageError, match="leave it out"):
-        samples_of(settings(tmp_path, selection="best"), "test", labelled=True)
+    with pytest.raises(UsageError, match="leave them out"):
+        samples_of(settings(tmp_path, **more), "test", labelled=True)
 
 
 def test_a_dataset_gives_its_images_with_all_captions_that_survive(tmp_path):
