@@ -21,6 +21,7 @@ from infra.errors import RecipeError
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
 import deepspeed
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -30,6 +31,11 @@ from training.engine_states import States, whole
 from training.optim import LossScale, OptimSettings, freeze, num_numbers, parameter_groups
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs
+
+# What could be compiled here? To answer, DeepSpeed compiles, and a linker complains of each library that is missing; but
+# no run wants to hear of any but async_io, see `refuse_unfit`. Shared-memory collectives would be compiled at first use,
+# for half a minute, and a killed compiler leaves a lock that later runs wait for without a word; gloo serves.
+deepspeed.ops.__compatible_ops__ = {}
 
 # DeepSpeed calls them by their former names, at every step of stage 3.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
@@ -88,9 +94,6 @@ class Engine:
         config = deepspeed_config(
             settings, clip_norm=optim.clip_norm, micro_batch=micro_batch, num_micro=num_micro, num_ranks=ranks.num
         )
-        # Its shared-memory collectives are compiled at first use, for half a minute, and a killed compiler leaves a
-        # lock that later runs wait for without a word; gloo serves.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed()
         if self._stage == 3:
             _cut(module, config)
@@ -220,7 +223,7 @@ def refuse_unfit(settings: EngineSettings, device: torch.device) -> None:
     if settings.precision == "fp16" and device.type == "cpu":
         raise RecipeError("engine.precision=fp16: DeepSpeed has no fp16 on a CPU; take bf16, or fp32")
     if "nvme" in (settings.offload_optimizer, settings.offload_parameters):
-        if not deepspeed.ops.__compatible_ops__.get("async_io"):
+        if not AsyncIOBuilder().is_compatible():
             raise RecipeError(
                 "offload to nvme: DeepSpeed's async_io needs libaio here (apt-get install libaio-dev), or take cpu"
             )
