@@ -32,9 +32,9 @@ from training.optim import LossScale, OptimSettings, freeze, num_numbers, parame
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs
 
-# What could be compiled here? To answer, DeepSpeed compiles, and a linker complains of each library that is missing; but
-# no run wants to hear of any but async_io, see `refuse_unfit`. Shared-memory collectives would be compiled at first use,
-# for half a minute, and a killed compiler leaves a lock that later runs wait for without a word; gloo serves.
+# What could be compiled here? To answer, DeepSpeed compiles, and a linker complains of each library that is missing.
+# Only async_io is of interest, and `refuse_unfit` asks. Shared-memory collectives would be compiled at first use, for
+# half a minute, and a killed compiler leaves a lock that later runs wait for without a word; gloo serves.
 deepspeed.ops.__compatible_ops__ = {}
 
 # DeepSpeed calls them by their former names, at every step of stage 3.
