@@ -313,10 +313,10 @@ def test_what_this_machine_cannot_do_is_refused_with_the_reason(
     with pytest.raises(RecipeError, match="no fp16 on a CPU; take bf16"):
         module.refuse_unfit(EngineSettings(precision="fp16"), cpu)
     nvme = EngineSettings(zero=3, offload_optimizer="nvme", nvme_path=str(tmp_path / "none"))
-    monkeypatch.setitem(module.deepspeed.ops.__compatible_ops__, "async_io", False)
+    monkeypatch.setattr(module.AsyncIOBuilder, "is_compatible", lambda self: False)
     with pytest.raises(RecipeError, match="libaio"):
         module.refuse_unfit(nvme, cpu)
-    monkeypatch.setitem(module.deepspeed.ops.__compatible_ops__, "async_io", True)
+    monkeypatch.setattr(module.AsyncIOBuilder, "is_compatible", lambda self: True)
     with pytest.raises(RecipeError, match="no such folder"):
         module.refuse_unfit(nvme, cpu)
 
