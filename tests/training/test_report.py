@@ -22,7 +22,7 @@ from training.report import axes, write_page
 from training.report.curves import HEIGHT, WIDTH
 from training.report.headline import best, headline, state
 from training.report.kinds import kind_of
-from training.report.page import MAX_BINS, render
+from training.report.page import MAX_BINS, MAX_CURVES, render
 from training.report.runs import BEYOND, Run, series_of
 from training.report.thinned import smoothed, thinned
 
@@ -255,6 +255,7 @@ def test_several_runs_share_the_axis_and_are_named_in_every_legend(tmp_path: Pat
     for legend in page.css(".legend"):
         assert [re.sub(r" [\d.e-]+$", "", item.text()) for item in legend.css("span > span")] == ["x/clip", "y/clip"]
     lines = [path.attributes["d"] for path in page.css_first("figure").css("path.line")]
+    assert [path.attributes["class"] for path in page.css_first("figure").css("path.line")] == ["line c0", "line c1"]
     half, whole = (float(line.split()[-2]) for line in lines)
     assert half - 34 == pytest.approx((whole - 34) / 2, abs=0.2)  # places are written to a tenth
     assert page.css_first(".state").text() == "x/clip: unfinished: 50.0 % of the samples seen"
@@ -286,7 +287,7 @@ def test_a_recipe_that_is_no_yaml_is_shown_all_the_same() -> None:
 
 def test_a_page_of_many_long_curves_stays_small() -> None:
     chance = np.random.default_rng(0)
-    noise = chance.lognormal(size=(2000, 12))
+    noise = chance.lognormal(size=(800, 24))
     lines = [
         {"step": at, "samples": 64.0 * at, **{f"loss/{name}": value for name, value in enumerate(row)}}
         for at, row in enumerate(noise.tolist())
@@ -296,6 +297,13 @@ def test_a_page_of_many_long_curves_stays_small() -> None:
     assert len(text.encode()) < 1_000_000
     longest = max(path.attributes["d"].count(" ") for path in LexborHTMLParser(text).css("path.line"))
     assert longest <= 2 * MAX_BINS
+
+
+def test_what_a_full_page_has_no_room_for_is_named() -> None:
+    names = [f"r/{at:03d}" for at in range(MAX_CURVES + 2)]
+    page = page_of(run_of([{"step": 1, "samples": 1, **dict.fromkeys(names, 0.5)}]))
+    assert titles_of(page) == names[:-2]
+    assert [one.text() for one in page.css("#undrawn code")] == names[-2:]
 
 
 CLASHING = """
