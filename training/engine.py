@@ -99,8 +99,7 @@ class Engine:
             _cut(module, config)
         self._deepspeed = _DeepSpeed(None, module, self._adam, config=config, config_class=DeepSpeedConfig(config))
         self._states = States(module, self._adam, self._deepspeed.optimizer, self._stage, ranks)
-        if settings.offload_optimizer != "nvme":
-            self._states.begin()
+        self._states.begin()
         if settings.compile:
             self._deepspeed.compile()
 
@@ -222,7 +221,7 @@ def refuse_unfit(settings: EngineSettings, device: torch.device) -> None:
     """Raises RecipeError for what DeepSpeed cannot do on this machine, before anything has started."""
     if settings.precision == "fp16" and device.type == "cpu":
         raise RecipeError("engine.precision=fp16: DeepSpeed has no fp16 on a CPU; take bf16, or fp32")
-    if "nvme" in (settings.offload_optimizer, settings.offload_parameters):
+    if settings.offload_parameters == "nvme":
         if not AsyncIOBuilder().is_compatible():
             raise RecipeError(
                 "offload to nvme: DeepSpeed's async_io needs libaio here (apt-get install libaio-dev), or take cpu"

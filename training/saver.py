@@ -23,7 +23,7 @@ from infra.storage import Committed, Storage
 from training.checkpoint import FACTS, CheckpointError, Facts, File, Keep, Trained, base, folder_of, prune
 from training.ranks import Ranks
 
-PATIENCE_S = 3600.0  # rank 0 waits so long for the others' files
+PATIENCE_S = 1800.0  # rank 0 waits so long for the others' files
 LOOK_S = 0.05, 2.0  # first and longest pause between two looks
 
 

@@ -23,7 +23,7 @@ from training.ranks import Ranks
 from training.saver import Saver
 from training.spec import Batch, Outputs
 
-STEPS, HALF, SHORT = 50, 25, 10
+STEPS, HALF, SHORT = 50, 25, 8
 STAGES = (0, 1, 2, 3)
 FP32 = 2e-6  # sums over ranks and parts in another order, fifty steps of AdamW
 BF16 = 5e-3  # the same, with sums rounded to 8 bits: in two parts other rows share a product
@@ -107,13 +107,13 @@ def two(ranks: Ranks, folder: Path) -> dict[str, Any]:
         found["scaled", stage] = scales(ranks, stage)
         found["gradient"][stage] = in_parts(ranks, stage)
     found["frozen"] = all(torch.equal(whole["table/weight"], begun["table/weight"]) for whole in wholes.values())
-    found["alone to two"] = go_on(restored(engine(ranks, 2), folder / "alone", HALF), HALF, STEPS)
-    found["2 to 3"] = go_on(restored(engine(ranks, 3), folder / "two-2", HALF), HALF, STEPS)
-    found["3 to 0"] = go_on(restored(engine(ranks, 0), folder / "two-3", HALF), HALF, STEPS)
-    for stage in STAGES:
+    found["alone to two"] = go_on(restored(engine(ranks, 2), folder / "alone", HALF), HALF, HALF + SHORT)
+    found["2 to 3"] = go_on(restored(engine(ranks, 3), folder / "two-2", HALF), HALF, HALF + SHORT)
+    found["3 to 0"] = go_on(restored(engine(ranks, 0), folder / "two-3", HALF), HALF, HALF + SHORT)
+    for stage in (0, 2, 3):
         found["bf16"][stage] = go_on(engine(ranks, stage, precision="bf16"), 0, SHORT)
     found["bf16 in parts"] = go_on(engine(ranks, 2, precision="bf16", num_micro=2), 0, SHORT, "cached")
-    for stage, weights in ((1, "none"), (2, "none"), (3, "none"), (3, "cpu")):
+    for stage, weights in ((1, "none"), (2, "none"), (3, "cpu")):
         places = {"offload_optimizer": "cpu", "offload_parameters": weights}
         curve = go_on(engine(ranks, stage, **places), 0, SHORT)
         one = engine(ranks, stage, num_micro=2, **places)
@@ -121,7 +121,7 @@ def two(ranks: Ranks, folder: Path) -> dict[str, Any]:
         name = f"off-{stage}-{weights}"
         saved(one, folder / name, SHORT)
         again = restored(engine(ranks, stage, seed=5, **places), folder / name, SHORT)
-        found["offload"][name] = (curve + go_on(again, SHORT, HALF), in_two)
+        found["offload"][name] = (curve + go_on(again, SHORT, 2 * SHORT), in_two)
     return found
 
 
@@ -211,7 +211,7 @@ def test_every_stage_gives_the_curve_of_stage_0(runs: dict[str, Any]) -> None:
     for stage in (2, 3):
         assert distance(curves[stage], curves[0]) < FP32
     assert distance(runs["two"]["scaled", 1]["curve"], curves[0][:SHORT]) < FP32  # stage 1's own curve has dropout
-    for stage in STAGES:
+    for stage in (2, 3):
         assert distance(runs["two"]["bf16"][stage], runs["two"]["bf16"][0]) < FP32
     assert distance(runs["two"]["bf16"][0], curves[0][:SHORT]) < 0.02
 
@@ -227,11 +227,11 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(runs: dict[str, Any], 
 
 @pytest.mark.slow
 def test_a_run_goes_on_over_other_ranks_and_at_other_stages(runs: dict[str, Any]) -> None:
-    second_half = runs["curve"][HALF:]
+    goes_on = runs["curve"][HALF:]
     assert distance(runs["two"]["curve"][0], runs["curve"]) < FP32
     for name in ("alone to two", "2 to 3", "3 to 0"):
-        assert distance(runs["two"][name], second_half) < FP32
-    assert distance(runs["from two"], second_half) < FP32
+        assert distance(runs["two"][name], goes_on[:SHORT]) < FP32
+    assert distance(runs["from two"], goes_on) < FP32
 
 
 @pytest.mark.slow
@@ -280,9 +280,9 @@ def test_a_clamped_scale_stays_clamped(runs: dict[str, Any], stage: int) -> None
 @pytest.mark.slow
 def test_offloading_gives_the_same_curve_in_parts_and_resumed_too(runs: dict[str, Any]) -> None:
     wanted = runs["two"]["curve"][0]
-    assert len(runs["two"]["offload"]) == 4
+    assert len(runs["two"]["offload"]) == 3
     for curve, in_two in runs["two"]["offload"].values():
-        assert distance(curve, wanted[:HALF]) < FP32
+        assert distance(curve, wanted[: 2 * SHORT]) < FP32
         assert distance(in_two, wanted[:SHORT]) < FP32
 
 
@@ -292,8 +292,9 @@ def test_offloading_gives_the_same_curve_in_parts_and_resumed_too(runs: dict[str
         {"zero": 4},
         {"zero": 2, "offload_parameters": "cpu"},
         {"zero": 0, "offload_optimizer": "cpu"},
-        {"zero": 3, "offload_optimizer": "nvme"},
-        {"zero": 2, "offload_optimizer": "nvme", "nvme_path": "/tmp"},
+        {"zero": 3, "offload_optimizer": "nvme", "nvme_path": "/tmp"},
+        {"zero": 3, "offload_parameters": "nvme"},
+        {"zero": 2, "offload_parameters": "nvme", "nvme_path": "/tmp"},
         {"zero": 3, "compile": True},
         {"precision": "fp8"},
     ],
@@ -312,7 +313,7 @@ def test_what_this_machine_cannot_do_is_refused_with_the_reason(
     cpu = torch.device("cpu")
     with pytest.raises(RecipeError, match="no fp16 on a CPU; take bf16"):
         module.refuse_unfit(EngineSettings(precision="fp16"), cpu)
-    nvme = EngineSettings(zero=3, offload_optimizer="nvme", nvme_path=str(tmp_path / "none"))
+    nvme = EngineSettings(zero=3, offload_parameters="nvme", nvme_path=str(tmp_path / "none"))
     monkeypatch.setattr(module.AsyncIOBuilder, "is_compatible", lambda self: False)
     with pytest.raises(RecipeError, match="libaio"):
         module.refuse_unfit(nvme, cpu)
@@ -333,7 +334,7 @@ def test_a_shipped_file_fits_the_settings_of_its_name(path: Path, tmp_path: Path
     stage = int(path.stem[4])
     places = {"offload_optimizer": "cpu"} if "offload" in path.stem else {}
     if "nvme" in path.stem:
-        places = {"offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": str(tmp_path)}
+        places |= {"offload_parameters": "nvme", "nvme_path": str(tmp_path)}
     found = config(EngineSettings(zero=stage, deepspeed=str(path), **places))
     assert found["train_batch_size"] == 24
     assert found["zero_optimization"]["stage"] == stage
