@@ -34,7 +34,7 @@ def main() -> None:
 @main.command()
 @click.argument("dataset", metavar="DATASET")
 @click.option("--scorers", type=CommaList(), required=True, metavar="NAME,…",
-              help="text,language,image,duplicates,recurrence, or my_package.module:MyScorer.")  # fmt: skip
+              help="text,language,image,duplicates,recurrence,clip_score, or my_package.module:MyScorer.")  # fmt: skip
 @click.option("--as", "name", metavar="NAME", help="Name of the table, where one scorer is given.  [default: its own]")
 @click.option("--set", "settings", multiple=True, metavar="SCORER.OPTION=VALUE", help="Change one setting of a scorer.")
 @click.option("--captions", type=CommaList(), default=(), metavar="NAME,…",
@@ -51,6 +51,8 @@ def score(
     \b
     python -m filters score data/example --scorers text,language,image,duplicates
     python -m filters score data/example --scorers language --as lid176 --set language.model=lid.176.bin
+    python -m filters score data/example --scorers clip_score --set clip_score.model=ViT-B-32 \\
+        --set clip_score.pretrained=laion2b_s34b_b79k
     """
     from filters import score as scoring
     from infra.dataset import Dataset

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from filters.imports import import_table
 from filters.rules import SelectRecipe, load_rules
 from filters.score import score
 from filters.select import select
@@ -61,6 +62,10 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for at in range(NUM_PICTURES)
         ]  # fmt: skip
         store(Dataset(folder / "data"), rows, folder / "rows.parquet")
+    # Those of a model, which is no part of the checkout.
+    scores = [{"url": row["url"], "clip_score": at / 10} for at, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(scores), folder / "scores.parquet")
+    import_table(Dataset(folder / "data"), [str(folder / "scores.parquet")], "clip_score", LocalExecutor())
     return folder / "data"
 
 

@@ -61,22 +61,31 @@ def load_encoder(
 ) -> Encoder:
     """A CLIP by the name of its architecture and its weights, or from one of our checkpoints.
 
-    model: a name of open_clip's list, a .json file in its form, or the path or url of a checkpoint of ours.
+    model: a name of open_clip's list, a .json file in its form, or the path or url of a checkpoint of ours, or of a
+    run's folder.
     pretrained: a tag, path or url (`training.models.weights`); a checkpoint brings its own. dtype: one of `DTYPES`.
     Raises UsageError for unknown names, weights that do not fit, and weights that nobody trained.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype}: one of {', '.join(DTYPES)}")
-    if Storage(model).exists("checkpoint.json"):
+    if (checkpoint := checkpoint_of(model)) is not None:
         if pretrained is not None:
             raise UsageError(f"{model} is a checkpoint and brings its weights; leave pretrained out")
-        return Encoder(clip_of_checkpoint(model), device, dtype)
+        return Encoder(clip_of_checkpoint(checkpoint), device, dtype)
     settings = ClipSettings.parse({"arch": model, "pretrained": pretrained}, "model")
     if pretrained is None and not allow_random:
         raise UsageError(
             f"model {model}: without pretrained, its weights are random; give a tag, a path or a checkpoint"
         )
     return Encoder(build(settings), device, dtype)
+
+
+def checkpoint_of(place: str) -> str | None:
+    """A checkpoint's url: the one given, or the newest of a run's folder. None where there is none."""
+    from training.checkpoint import FACTS, latest
+    from training.recipe import CHECKPOINTS
+
+    return place if Storage(place).exists(FACTS) else latest(Storage(f"{place.rstrip('/')}/{CHECKPOINTS}"))
 
 
 def clip_of_checkpoint(url: str) -> Clip:
