@@ -270,6 +270,13 @@ def test_the_best_is_the_first_of_the_highest_or_of_the_lowest_ranks() -> None:
     assert {name: (one.value, one.step) for name, one in found.items()} == {"r/r1": (0.4, 2), "r/median_rank": (3, 2)}
 
 
+def test_recall_at_5_stands_before_recall_at_10() -> None:
+    names = ["r/r1", "r/r5", "r/r10"]
+    page = page_of(run_of([{"step": 1, "samples": 1, **dict.fromkeys(reversed(names), 0.5)}]))
+    assert titles_of(page) == names
+    assert [row.text() for row in page.css("#best tbody th")] == names
+
+
 def test_the_figures_tell_the_run() -> None:
     lines = falling(10, samples_per_s=128.0, data_wait=0.25, of_peak=0.4)
     figures = headline(run_of(lines, recipe="samples: 640"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 LOSS, EVALUATION, STEPS, SPEED, OTHER = "Loss", "Evaluation", "Steps", "Speed", "Other numbers"
@@ -54,3 +55,9 @@ def kind_of(name: str) -> Kind:
 def is_lower_better(metric: str) -> bool:
     """Is the least the best? Of losses, ranks and errors; of all others, the most."""
     return any(word in metric.rpartition("/")[2].lower() for word in _LOWER_IS_BETTER)
+
+
+def as_counted(name: str) -> list[tuple[int, str]]:
+    """What to sort names by, so that r5 stands before r10."""
+    parts = re.split(r"(\d+)", name)
+    return [(len(part) if at % 2 else 0, part) for at, part in enumerate(parts)]

@@ -16,7 +16,7 @@ from infra.page import publish_page, templates_of
 from training.report import axes
 from training.report.curves import Line, chart, colour_of
 from training.report.headline import best, differences, headline, state
-from training.report.kinds import KINDS, SECTIONS, is_lower_better, kind_of
+from training.report.kinds import KINDS, SECTIONS, as_counted, is_lower_better, kind_of
 from training.report.runs import Run, read_runs
 from training.report.thinned import thinned
 
@@ -69,7 +69,7 @@ def render(runs: Sequence[Run]) -> str:
     """The page's HTML."""
     sections, undrawn = _sections(runs)
     bests = [best(run) for run in runs]
-    metrics = sorted({name for found in bests for name in found})
+    metrics = sorted({name for found in bests for name in found}, key=as_counted)
     return _templates().get_template("page.html.j2").render(
         runs=runs,
         colours=[colour_of(place) for place in range(len(runs))],
@@ -106,7 +106,7 @@ def _drawable(runs: Sequence[Run]) -> tuple[list[str], list[Undrawn]]:
         for run in runs for name, series in run.series.items() if not len(series.finite)
     ]  # fmt: skip
     found = {name for run in runs for name, series in run.series.items() if len(series.finite)}
-    names = [name for name in KINDS if name in found] + sorted(found - KINDS.keys())
+    names = [name for name in KINDS if name in found] + sorted(found - KINDS.keys(), key=as_counted)
     room = max(1, MAX_CURVES // max(1, len(runs)))
     undrawn += [Undrawn(name, "", "the page is full") for name in names[room:]]
     return names[:room], undrawn
