@@ -58,7 +58,7 @@ def main() -> None:
         local_s, _ = timed(folder / "in", folder / "local", "--local")
         print(f"{'--local, one process':<34}{local_s:>8.1f}{mb / local_s:>8.1f}")
         started = time.perf_counter()
-        cpu_s([sys.executable, "-c", "from infra.executors import RayExecutor as R; r = R(); r._connect(); r.close()"])
+        cpu_s([sys.executable, "-c", "from infra.executors import RayExecutor as R; r = R(); r.connect(); r.close()"])
         start_s = time.perf_counter() - started
         for label, nodes in (("one Ray node, 2 CPUs", 0), ("two Ray nodes, 1 CPU each", 2)):
             out = folder / f"ray{nodes}"

@@ -1,4 +1,4 @@
-"""Where a step's jobs run: this process, or Ray. Both run the same Step; the only place that imports ray."""
+"""Where a step's jobs run: this process, or Ray. Both run the same Step; ray is imported here and in ray_train.py."""
 
 from __future__ import annotations
 
@@ -73,22 +73,32 @@ class RayExecutor:
     """Runs jobs on a Ray cluster: tasks for plain work, actors for steps that hold something.
 
     address: of a running cluster, or None: the one this process belongs to, else a new one on this machine.
+    is_heard: what workers write appears here.
     """
 
-    def __init__(self, address: str | None = None, num_cpus: int | None = None) -> None:
+    def __init__(self, address: str | None = None, num_cpus: int | None = None, *, is_heard: bool = False) -> None:
         self._address = address
         self._num_cpus = num_cpus
+        self._is_heard = is_heard or bool(os.environ.get("PAIRMILL_LOG"))
         self._is_ours = False  # connected by us, and ours to leave
 
-    def _connect(self) -> Any:
+    @property
+    def is_here(self) -> bool:
+        """Is it a Ray of this machine alone, which does not grow?"""
+        return self._address is None and "RAY_ADDRESS" not in os.environ
+
+    def connect(self) -> Any:
+        """The module ray, connected. Raises UsageError where no Ray answers."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         if ray.is_initialized():
             return ray
-        options: dict[str, Any] = {"logging_level": "error", "log_to_driver": bool(os.environ.get("PAIRMILL_LOG"))}
-        if self._address is None and "RAY_ADDRESS" not in os.environ:
+        options: dict[str, Any] = {"logging_level": "error", "log_to_driver": self._is_heard}
+        if self._is_heard:
+            options["logging_config"] = ray.LoggingConfig(log_level="ERROR")  # of Ray's own words only errors
+        if self.is_here:
             options |= {
                 "num_cpus": self._num_cpus,
                 "object_store_memory": OBJECT_STORE_BYTES,
@@ -116,7 +126,7 @@ class RayExecutor:
         if not num_jobs:
             yield _LocalRunning(step)
             return
-        ray = self._connect()
+        ray = self.connect()
         running = _RayRunning(ray, step, num_jobs)
         try:
             yield running
@@ -137,7 +147,7 @@ class RayExecutor:
         Returns version, cpus, gpus and nodes: a mapping of host name to {module: file, None where it is missing}.
         Raises UsageError where no Ray answers.
         """
-        ray = self._connect()
+        ray = self.connect()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         alive = [node for node in ray.nodes() if node["Alive"]]

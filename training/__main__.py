@@ -45,9 +45,15 @@ def main() -> None:
               help="Go on from the newest checkpoint of the run, if there is one; or from this one.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="Leave after this many steps, as if asked to by a queue.")
 @click.option("--dry-run", is_flag=True, help="Say parameters, memory, steps, arithmetic; one step of the tiny twin.")
+@click.option("--ray", "ray_address", is_flag=False, flag_value="auto", metavar="[ADDRESS]",
+              help="Train on Ray: at this address, or where this process belongs to, or on a Ray here.")  # fmt: skip
+@click.option("--ranks", default=1, show_default=True, type=click.IntRange(min=1), help="Ranks, with --ray.")
+@click.option("--cpus-per-rank", default=1, show_default=True, type=click.IntRange(min=1), help="CPUs, with --ray.")
+@click.option("--gpus-per-rank", default=0, show_default=True, type=click.IntRange(0, 1), help="GPUs, with --ray.")
 @JSON
 def train(
-    recipe: str, settings: Sequence[str], resume: str, limit: int | None, dry_run: bool, as_json: bool
+    recipe: str, settings: Sequence[str], resume: str, limit: int | None, dry_run: bool, as_json: bool,
+    ray_address: str | None, ranks: int, cpus_per_rank: int, gpus_per_rank: int,
 ) -> int:  # fmt: skip
     """Train a model. The same command goes on where a run was stopped, with any number of ranks.
 
@@ -63,12 +69,20 @@ def train(
 
         say_plan(plan_text(read), as_json)
         return 0
-    from training.rendezvous import joined
-    from training.train import train as run
+    if ray_address:
+        from infra.ray_train import Ranks
+        from training.on_ray import train_on_ray
 
-    with joined(os.environ) as ranks:
-        done = run(read, ranks, resume, limit)
-    if as_json and ranks.rank == 0:
+        wanted = Ranks(ranks, cpus_per_rank, gpus_per_rank)
+        done = train_on_ray(read, wanted, None if ray_address == "auto" else ray_address, resume, limit)
+        is_teller = True
+    else:
+        from training.rendezvous import joined
+        from training.train import train as run
+
+        with joined(os.environ) as here:
+            done, is_teller = run(read, here, resume, limit), here.rank == 0
+    if as_json and is_teller:
         print_json({"out": read.out, "steps": done.step, "total": done.total, "exit": done.code})
     return done.code
 

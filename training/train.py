@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 
 import torch
 import yaml
 from torch import Tensor
 
 from infra.errors import FingerprintError, PairmillError, RecipeError
+from infra.preemption import Preemption
 from infra.storage import Storage
 from training.checkpoint import Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
@@ -38,26 +37,6 @@ EVALUATIONS = "evaluate"
 
 class TrainingError(PairmillError):
     """A run cannot go on."""
-
-
-@dataclass
-class Preemption:
-    """Was this process asked to leave? SIGTERM and SIGUSR1, as queues send them before they kill."""
-
-    is_asked: bool = False
-
-    @contextmanager
-    def watched(self) -> Iterator[Preemption]:
-        """Note signals while the block runs, in place of dying."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_asked = True
 
 
 @dataclass
@@ -261,9 +240,13 @@ class Done:
     code: int
 
 
-def train(recipe: TrainRecipe, ranks: Ranks, resume: str = "auto", limit: int | None = None) -> Done:
+def train(
+    recipe: TrainRecipe, ranks: Ranks, resume: str = "auto", limit: int | None = None,
+    preemption: Preemption | None = None,
+) -> Done:  # fmt: skip
     """Run a recipe to its end, or until a queue wants the machine back. limit: steps after which it leaves as if asked.
 
+    preemption: who says so; None: signals to this process.
     Raises PairmillError for what a person can mend.
     """
     run = Run(recipe, ranks)
@@ -276,8 +259,8 @@ def train(recipe: TrainRecipe, ranks: Ranks, resume: str = "auto", limit: int | 
             )
         for line in _screen(run, first):
             watch.say(line)
-        with Preemption().watched() as preemption:
-            done = run.train(first, min(run.total, first + limit) if limit else run.total, watch, preemption)
+        with nullcontext(preemption) if preemption else Preemption().watched() as asked:
+            done = run.train(first, min(run.total, first + limit) if limit else run.total, watch, asked)
     finally:
         watch.close()
         if ranks.rank == 0:
