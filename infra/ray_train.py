@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from infra.errors import PairmillError, UsageError
 from infra.executors import RayExecutor
-from infra.log import configure, get_logger
+from infra.log import configure, get_logger, one_line
 from infra.preemption import Preemption
 
 log = get_logger("ray_train")
@@ -63,7 +63,7 @@ def run_ranks(work: Callable[[Preemption], T], ranks: Ranks, executor: RayExecut
             run_config=train.RunConfig(
                 storage_path=folder,  # for checkpoints of Ray's own, which nobody makes
                 failure_config=train.FailureConfig(controller_failure_limit=MAX_UNPLACED),
-                logging_config=train.LoggingConfig(log_level="ERROR"),
+                logging_config=train.LoggingConfig(log_level="CRITICAL"),  # each rank's error, which is raised here
             ),
         )
         # Ray Train's own count of failures would try again what only the user can mend.
@@ -77,7 +77,7 @@ def run_ranks(work: Callable[[Preemption], T], ranks: Ranks, executor: RayExecut
                     raise refusal from None
                 if not left:
                     raise
-                log.warning("ranks=%s died; all start anew, %d tries left", sorted(error.worker_failures), left)
+                log.warning("ranks died, all start anew: tries_left=%d error=%s", left, one_line(str(error)))
     raise AssertionError
 
 
