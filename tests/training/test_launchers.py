@@ -14,7 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.errors import RecipeError
 from infra.executors import RayExecutor
+from infra.preemption import Preemption
+from infra.ray_train import Ranks, run_ranks
 from infra.storage import Storage
 from tests.training.runs import BATCH, ROOT, losses, recipe, train
 from tests.training.shards import make_shards
@@ -126,6 +129,19 @@ def test_ranks_on_ray_that_die_and_are_asked_to_leave_train_as_one_undisturbed_r
     assert 8 <= len(losses(tmp_path / "ray")) < STEPS
     assert train(path) == 0  # on one rank, without Ray
     assert_same_losses(tmp_path / "ray", tmp_path / "alone")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_only_a_person_can_mend_is_not_tried_again(tmp_path: Path, ray_here: RayExecutor) -> None:
+    def work(preemption: Preemption) -> None:
+        with (tmp_path / "tries").open("a") as file:
+            file.write(".")
+        raise RecipeError("mend me")
+
+    with pytest.raises(RecipeError, match="mend me"):
+        run_ranks(work, Ranks(1), ray_here)
+    assert (tmp_path / "tries").read_text() == "."
 
 
 @pytest.mark.ray
