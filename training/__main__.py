@@ -11,7 +11,7 @@ import click
 
 from infra.cli import CONTEXT, print_json, run_main, say_plan
 from infra.options import config_options, given
-from training.evaluate.task import EvaluationSettings
+from training.evaluate.settings import EvaluationSettings
 
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")

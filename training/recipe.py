@@ -12,7 +12,7 @@ from infra.errors import RecipeError
 from infra.recipe import Config, apply_settings, fingerprint, load_yaml, tuning
 from training.data.loader import DataSettings
 from training.engine_settings import EngineSettings
-from training.evaluate.task import EvaluationSettings
+from training.evaluate.settings import EvaluationSettings
 from training.models import MODELS
 from training.optim import OptimSettings
 from training.spec import TrainSpec

@@ -12,8 +12,9 @@ from infra.log import get_logger
 from infra.storage import Storage
 from training.evaluate import TASKS
 from training.evaluate.embed import Encoder
+from training.evaluate.settings import EvaluationSettings
 from training.evaluate.sheet import draw_sheet
-from training.evaluate.task import EvaluationSettings, Result
+from training.evaluate.task import Result
 
 log = get_logger("evaluate")
 

@@ -13,7 +13,8 @@ from infra.storage import Storage
 from training.evaluate.embed import Encoder
 from training.evaluate.retrieval import Right, pair_up, recall
 from training.evaluate.samples import Sample
-from training.evaluate.task import EvaluationSettings, Result, Trial
+from training.evaluate.settings import EvaluationSettings
+from training.evaluate.task import Result, Trial
 from training.evaluate.zero_shot import accuracy, classifier, read_prompts
 
 

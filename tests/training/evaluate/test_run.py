@@ -12,7 +12,8 @@ from infra.errors import UsageError
 from tests.training.evaluate.oracle import Broken, Mute, Oracle, captioned, grey, labelled, write_tars
 from tests.training.shards import make_shards
 from training.evaluate.run import evaluate, told
-from training.evaluate.task import EvaluationError, EvaluationSettings
+from training.evaluate.settings import EvaluationSettings
+from training.evaluate.task import EvaluationError
 
 NOT_AN_IMAGE = b"<html>gone</html>"
 

@@ -1,0 +1,31 @@
+"""What an encoder is tried on, and how: the options of `python -m training evaluate`, and a recipe's `evaluate`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from infra.recipe import Config, tuning
+
+
+class EvaluationSettings(Config):
+    """What an encoder is tried on, and how."""
+
+    task: str = Field(description="zero_shot or retrieval.")
+    data: str = Field(
+        description="Folder of shards, local or an fsspec url: a dataset, or one in CLIP_benchmark's form."
+    )
+    selection: str | None = Field(None, description="Only what this selection keeps.")
+    captions: tuple[str, ...] = Field(("web",), description="Tables of captions to use where there is no selection.")
+    index: str | None = Field(None, description="Folder of the index, for a dataset of others that may not be written.")
+    split: str = Field("test", description="Folder of the tars, in CLIP_benchmark's form.")
+    classes: str | None = Field(None, description="File of class names, a line each, or imagenet. Unset: the data's.")
+    templates: str | None = Field(
+        None, description="File of sentences with {} for the class's name, a line each, or openai. Unset: the data's."
+    )
+    limit: int | None = Field(None, gt=0, description="The first so many samples alone.")
+    queries: int = Field(8, ge=0, description="Images, and texts, on the picture sheet; 0: no sheet.")
+    seed: int = Field(0, ge=0, description="Of the choice of these.")
+    batch: int = tuning(64, "Images, or texts, that the encoder takes at once.", gt=0)
+    threads: int | None = tuning(None, "Threads that decode. Unset: a core each.", gt=0)
+    copies: str | None = tuning(None, "Folder for copies of remote tars. Unset: the temporary folder.")
+    copies_gib: float = tuning(32.0, "Bound of that folder; 0 asks for every image by itself.", ge=0)
