@@ -79,24 +79,39 @@ def joined(environ: Mapping[str, str], timeout_s: float = 1800.0) -> Iterator[Ra
 
     timeout_s: how long a collective waits for a rank that does not come.
     """
-    if dist.is_initialized():
-        yield Ranks.here()
-        return
     place = rendezvous(environ)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     patience = datetime.timedelta(seconds=timeout_s)
-    os.environ.update((place or Place(0, 0, 1, "127.0.0.1", FIRST_PORT)).variables())  # where DeepSpeed looks
-    if torch.cuda.is_available():
-        torch.cuda.set_device(place.local_rank if place else 0)
-    if place is None:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
-        yield Ranks.here()
-        return
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=patience)
+    with _told(place or Place(0, 0, 1, "127.0.0.1", FIRST_PORT)):
+        if dist.is_initialized():  # by Ray, or by the run before, which was alone
+            yield Ranks.here()
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(place.local_rank if place else 0)
+        if place is None:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
+            yield Ranks.here()
+            return
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=patience)
+        try:
+            yield Ranks.here()
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _told(place: Place) -> Iterator[None]:
+    """The place in the environment, where DeepSpeed looks; afterwards children are not to think that it is theirs."""
+    before = {name: os.environ.get(name) for name in place.variables()}
+    os.environ.update(place.variables())
     try:
-        yield Ranks.here()
+        yield
     finally:
-        dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _checked(place: Place) -> Place:
