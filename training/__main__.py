@@ -113,8 +113,7 @@ def evaluate(
 
     settings = EvaluationSettings.parse(given(EvaluationSettings, values), "evaluate")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = checkpoint if pretrained else newest(checkpoint)
-    facts = run(load_encoder(model, pretrained, place), settings, out)
+    facts = run(load_encoder(checkpoint, pretrained, place), settings, out)
     if as_json:
         print_json(facts)
         return
@@ -171,18 +170,10 @@ def export(checkpoint: str, form: Any, out: str) -> None:
     python -m training export out/clip/checkpoints/step-0000000200 --to open_clip --out out/clip_open
     """
     from training.export import export as write
+    from training.models.encoder import checkpoint_of
 
-    write(newest(checkpoint), form, out)
+    write(checkpoint_of(checkpoint) or checkpoint, form, out)
     click.echo(f"{out}: written")
-
-
-def newest(place: str) -> str:
-    """A checkpoint's url: the one given, or the newest of a run's folder."""
-    from infra.storage import Storage
-    from training.checkpoint import latest
-    from training.recipe import CHECKPOINTS
-
-    return latest(Storage(f"{place.rstrip('/')}/{CHECKPOINTS}")) or place
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def test_recipes_choose_what_datacomps_definitions_choose(
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(found=metadata())
 def test_recipes_choose_the_same_from_many_tables(found: tuple[list[Row], list[int]]) -> None:
     agrees(found)
