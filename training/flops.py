@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.preprocess import Ops
 from training.ranks import Ranks
-from training.spec import Batch, Context
+from training.spec import Batch, Context, TrainSpec
 
 # Dense peaks by the makers' data sheets, in floating-point operations a second: without sparsity, boost clocks.
 PEAKS = {
@@ -27,14 +29,26 @@ PEAKS = {
 MEASURED_SIDE = 1024  # of the square matrices that a CPU's peak is measured with
 
 
-def forward_flops(module: nn.Module, batch: Batch) -> float:
-    """Floating-point operations of a forward pass over a sample: nothing is computed, only shapes are followed."""
+def forward_flops(module: nn.Module, spec: TrainSpec, settings: Any) -> float:
+    """Floating-point operations of a forward pass over a sample: nothing is computed, only shapes are followed.
+
+    The module must be whole: asked before ZeRO-3 cuts it.
+    """
     meta = torch.device("meta")
     state = {name: value.to(meta) for name, value in (*module.named_parameters(), *module.named_buffers())}
-    part = batch.part(0, 1).to(meta)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(module, state, (part, Context(0, Ranks())))
+        functional_call(module, state, (made_up(spec, settings, 1).to(meta), Context(0, Ranks())))
     return float(counter.get_total_flops())
+
+
+def made_up(spec: TrainSpec, settings: Any, num: int) -> Batch:
+    """Rows as the model takes them, of noise and of one caption."""
+    size = Ops.parse(spec.ops(settings)[0]).size
+    tokens = spec.tokenizer(settings)(["a picture"] * num)
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randn(num, 3, size, size, generator=chance)
+    return Batch([bytes([row]) for row in range(num)],
+                 {"image": images, "text": tokens, "valid": torch.ones(num, dtype=torch.bool)})  # fmt: skip
 
 
 def step_flops(forward: float, is_cached: bool) -> float:

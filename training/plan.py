@@ -8,9 +8,8 @@ from infra.errors import PairmillError
 from training.data.loader import Loader
 from training.engine import Engine
 from training.engine_settings import EngineSettings
-from training.flops import forward_flops, step_flops
+from training.flops import forward_flops, made_up, step_flops
 from training.optim import OptimSettings, num_numbers
-from training.preprocess import Ops
 from training.ranks import Ranks
 from training.recipe import TrainRecipe
 from training.rendezvous import joined
@@ -27,7 +26,7 @@ def plan_text(recipe: TrainRecipe) -> list[str]:
     with torch.random.fork_rng():
         module = spec.build(settings)
         num = num_numbers(module.parameters())
-        forward = forward_flops(module, made_up(spec, settings, 1))
+        forward = forward_flops(module, spec, settings)
         del module
     is_cached = spec.accumulate == "cached" and recipe.num_micro(1) > 1
     flops = step_flops(forward, is_cached)
@@ -38,16 +37,6 @@ def plan_text(recipe: TrainRecipe) -> list[str]:
         *(f"  ZeRO {stage}: " + ", ".join(_memory(num, stage, ranks) for ranks in RANKS) for stage in range(4)),
     ]
     return [*lines, *_steps(recipe, flops), _twin(spec)]
-
-
-def made_up(spec: TrainSpec, settings: object, num: int) -> Batch:
-    """Rows as the model takes them, of noise and of one caption."""
-    size = Ops.parse(spec.ops(settings)[0]).size
-    tokens = spec.tokenizer(settings)(["a picture"] * num)
-    chance = torch.Generator().manual_seed(0)
-    images = torch.randn(num, 3, size, size, generator=chance)
-    return Batch([bytes([row]) for row in range(num)],
-                 {"image": images, "text": tokens, "valid": torch.ones(num, dtype=torch.bool)})  # fmt: skip
 
 
 def _steps(recipe: TrainRecipe, flops: float) -> list[str]:

@@ -86,7 +86,8 @@ class Run:
         torch.manual_seed(recipe.seed)
         module = self.spec.build(settings)
         self.micro_batch = recipe.data.batch // ranks.num // self.num_micro
-        self._forward_flops: float | None = None
+        is_cached = self.spec.accumulate == "cached" and self.num_micro > 1
+        self._step_flops = step_flops(forward_flops(module, self.spec, settings), is_cached)
         self.terms: Mapping[str, Term] = self.spec.losses(settings)
         self.engine = Engine(
             module, recipe.optim, recipe.engine, total_steps=self.total, micro_batch=self.micro_batch,
@@ -130,7 +131,7 @@ class Run:
                 done = step + 1
                 is_last = done == end or self._is_any(preemption.is_asked)
                 if is_last or done % recipe.log_every == 0:
-                    watch.log(done, self._numbers(done, meter, parts[0], result))
+                    watch.log(done, self._numbers(done, meter, result))
                     meter = Meter()
                 found = self._evaluate(done, is_end=done == self.total)
                 if found:
@@ -165,14 +166,11 @@ class Run:
         """Chance is a function of where we are, so a checkpoint need not hold it."""
         return lambda micro: _seed_all(self.recipe.seed, step, micro, self.ranks.rank)
 
-    def _numbers(self, done: int, meter: Meter, part: Batch, result: StepResult) -> dict[str, float]:
+    def _numbers(self, done: int, meter: Meter, result: StepResult) -> dict[str, float]:
         recipe = self.recipe
         numbers = meter.numbers(recipe.data.batch) | {"samples": float(done * recipe.data.batch), "lr": result.lr}
         numbers["masked"] = float(sum(self.loader.broken.values()))
-        if self._forward_flops is None:
-            self._forward_flops = forward_flops(self.engine.module, part)
-        is_cached = self.spec.accumulate == "cached" and self.num_micro > 1
-        rate = step_flops(self._forward_flops, is_cached) * numbers["samples_per_s"] / self.ranks.num
+        rate = self._step_flops * numbers["samples_per_s"] / self.ranks.num
         numbers["tflops"] = rate / 1e12  # of one rank
         if peak := peak_flops(self.engine.device, DTYPES.get(recipe.engine.precision, torch.float32)):
             numbers["of_peak"] = rate / peak
@@ -210,6 +208,7 @@ class Run:
             "model": model,
             "loader": self.loader.state(samples),
             "recipe": recipe,
+            "metrics": metrics,
         }
         return Facts.parse(told, "the checkpoint's facts")
 

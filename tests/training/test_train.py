@@ -30,7 +30,7 @@ from tests.training.runs import (
 )
 from tests.training.shards import make_shards
 from training.__main__ import main
-from training.checkpoint import latest
+from training.checkpoint import Checkpoint, latest
 from training.recipe import CHECKPOINTS, TrainRecipe
 from training.watch import METRICS, read_metrics
 
@@ -117,7 +117,7 @@ def test_two_ranks_train_as_one_does_and_one_goes_on_from_two(undisturbed, data,
 @pytest.mark.slow
 def test_deepspeeds_own_launcher_starts_two_ranks(undisturbed, data, tmp_path) -> None:
     launcher = Path(sys.executable).parent / "deepspeed"
-    path = recipe(tmp_path, data, engine={"zero": 2})
+    path = recipe(tmp_path, data, engine={"zero": 3})
     command = [str(launcher), "--no_local_rank", "--num_gpus", "2", "--master_port", "29611", "--module"]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     process = subprocess.Popen(
@@ -195,6 +195,8 @@ def test_a_run_evaluates_as_it_goes_keeps_its_best_and_is_evaluated_alike_afterw
     told = {line["step"]: line[best] for line in read_metrics(tmp_path / "run") if best in line}
     assert list(told) == [4, 8, 12]
     kept = {name.partition("/")[0] for name in Storage(f"{tmp_path}/run/{CHECKPOINTS}").sizes()}
+    newest = Checkpoint.open(latest(Storage(f"{tmp_path}/run/{CHECKPOINTS}")) or "").facts
+    assert newest.metrics[best] == told[12]
     top = max(told, key=lambda step: (told[step], step))
     assert kept == {f"step-{step:010d}" for step in (top, 12)}
     words = ["evaluate", str(tmp_path / "run"), "--task", "retrieval", "--data", str(data), "--json"]
