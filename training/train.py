@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from training.recipe import CHECKPOINTS, TrainRecipe
 from training.report import write_page
 from training.saver import Saver
 from training.spec import Batch, Outputs, Term
-from training.watch import Silent, Watch
+from training.watch import Meter, Silent, Watch
 
 FINISHED, PREEMPTED = 0, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again": queues start such a job anew
 BAD_BATCHES = "skipped.jsonl"
@@ -37,33 +37,6 @@ EVALUATIONS = "evaluate"
 
 class TrainingError(PairmillError):
     """A run cannot go on."""
-
-
-@dataclass
-class Meter:
-    """Numbers of the steps since the last line: means, rates, shares."""
-
-    num_steps: int = 0
-    num_skipped: int = 0
-    waited_s: float = 0.0
-    began: float = field(default_factory=time.monotonic)
-    sums: dict[str, float] = field(default_factory=dict)
-
-    def add(self, result: StepResult, waited_s: float) -> None:
-        """One step more."""
-        self.num_steps += 1
-        self.num_skipped += result.is_skipped
-        self.waited_s += waited_s
-        told = {"loss": sum(result.terms.values()), "grad_norm": result.grad_norm}
-        for name, value in (told | {f"loss/{name}": term for name, term in result.terms.items()}).items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def numbers(self, batch: int) -> dict[str, float]:
-        """Means over the steps; samples a second; the share of time that went by waiting for data."""
-        took_s = max(time.monotonic() - self.began, 1e-9)
-        means = {name: value / self.num_steps for name, value in self.sums.items()}
-        rates = {"samples_per_s": batch * self.num_steps / took_s, "data_wait": self.waited_s / took_s}
-        return {**means, **rates, "skipped": float(self.num_skipped)}
 
 
 class Run:
@@ -124,7 +97,7 @@ class Run:
                 parts = list(islice(batches, self.num_micro))
                 waited_s = time.monotonic() - began
                 result = self._step(parts, step)
-                meter.add(result, waited_s)
+                meter.add(result.terms, result.grad_norm, is_skipped=result.is_skipped, waited_s=waited_s)
                 in_a_row = in_a_row + 1 if result.is_skipped else 0
                 if result.is_skipped:
                     self._note_skipped(step, parts, result, in_a_row)

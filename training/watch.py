@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -90,6 +91,33 @@ class Watch:
         hours, seconds = divmod(round(left), 3600)
         minutes, seconds = divmod(seconds, 60)
         return [f"about {hours} h {minutes:02d} min left" if hours else f"about {minutes} min {seconds:02d} s left"]
+
+
+@dataclass
+class Meter:
+    """Numbers of the steps since the last line: means, rates, shares."""
+
+    num_steps: int = 0
+    num_skipped: int = 0
+    waited_s: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, terms: Mapping[str, float], grad_norm: float, *, is_skipped: bool, waited_s: float) -> None:
+        """One step more: the terms of its loss, its gradient's norm, the wait for its data."""
+        self.num_steps += 1
+        self.num_skipped += is_skipped
+        self.waited_s += waited_s
+        told = {"loss": sum(terms.values()), "grad_norm": grad_norm}
+        for name, value in (told | {f"loss/{name}": term for name, term in terms.items()}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def numbers(self, batch: int) -> dict[str, float]:
+        """Means over the steps; samples a second; the share of time that went by waiting for data."""
+        took_s = max(time.monotonic() - self.began, 1e-9)
+        means = {name: value / self.num_steps for name, value in self.sums.items()}
+        rates = {"samples_per_s": batch * self.num_steps / took_s, "data_wait": self.waited_s / took_s}
+        return {**means, **rates, "skipped": float(self.num_skipped)}
 
 
 class Silent(Watch):
