@@ -101,8 +101,9 @@ def test_each_is_a_right_image_or_the_expected_reason(name):
 
 
 CONVERT_ALL = """
-import resource, sys
+import sys
 from pathlib import Path
+from tests.servers.memory import peak_mib
 from pipeline.images import ImageConfig, ImageError, convert
 done = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):
@@ -112,7 +113,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         except ImageError:
             pass
     done += 1
-print(done, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(done, round(peak_mib()))
 """
 
 
