@@ -8,8 +8,7 @@ once for all images of a batch.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from filters.base import Batch, Scorer, column
+from infra.ahead import begun_ahead
 from infra.errors import UsageError
 from infra.jobs import Resources
 from infra.recipe import Config, tuning
@@ -140,7 +140,7 @@ class ClipScore(Scorer):
     def score_all(self, batches: Iterator[Batch]) -> Iterator[pa.Table]:
         """The same of each batch. While the model is at one, threads decode the next."""
         with ThreadPoolExecutor(self._given.threads, "decode") as pool:
-            for decoding in _begun_ahead((self._begin(batch, pool) for batch in batches), AHEAD):
+            for decoding in begun_ahead((self._begin(batch, pool) for batch in batches), AHEAD):
                 yield self._finish(decoding)
 
     def _begin(self, batch: Batch, pool: ThreadPoolExecutor) -> Decoding:
@@ -198,16 +198,6 @@ def _lists(emb: Tensor, rows: npt.NDArray[np.int64]) -> pa.Array:
     values = np.zeros((len(rows), emb.shape[1]), np.float16)
     values[known] = emb.numpy()[rows[known]]
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), emb.shape[1], mask=pa.array(~known))
-
-
-def _begun_ahead(decodings: Iterable[Decoding], depth: int) -> Iterator[Decoding]:
-    """The same; the next `depth` are begun before one is given."""
-    held: deque[Decoding] = deque()
-    for decoding in decodings:
-        held.append(decoding)
-        if len(held) > depth:
-            yield held.popleft()
-    yield from held
 
 
 def _anywhere(place: str | None) -> str | None:

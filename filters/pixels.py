@@ -14,6 +14,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import ExifTags, Image
 
+from infra.pictures import rgb
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; photos that people keep have fewer
@@ -106,7 +108,7 @@ def _decode_by_pillow(data: bytes) -> Pixels | None:
             return None
         turn = _TURNS.get(_orientation(image.info.get("exif", b"")))
         upright = image if turn is None else image.transpose(turn)
-        return np.asarray(_rgb(upright))
+        return np.asarray(rgb(upright))
 
 
 def _orientation(exif: bytes) -> int:
@@ -116,12 +118,3 @@ def _orientation(exif: bytes) -> int:
         return int(block.get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - hostile bytes; an image with broken EXIF is still an image
         return 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")

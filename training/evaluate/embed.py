@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infra.ahead import begun_ahead
 from infra.storage import Storage
 from training.data.copies import Copies
 from training.evaluate.samples import Sample
@@ -81,7 +82,7 @@ def embed_images(
             [(each, pool.submit(decode, each, _bytes(each, storage, copies))) for each in group]
             for group in batched(samples, batch)
         )
-        for group in _ahead(begun, AHEAD):
+        for group in begun_ahead(begun, AHEAD):
             pixels: list[Tensor] = []
             for sample, future in group:
                 decoded, seen = future.result()
@@ -116,13 +117,3 @@ def _bytes(sample: Sample, storage: Storage, copies: Copies) -> bytes | str:
 
 
 Decoding = list[tuple[Sample, Future[tuple[Tensor | str, bytes]]]]
-
-
-def _ahead(items: Iterator[Decoding], depth: int) -> Iterator[Decoding]:
-    """The same items; the next `depth` are begun before one is given."""
-    held: deque[Decoding] = deque()
-    for item in items:
-        held.append(item)
-        if len(held) > depth:
-            yield held.popleft()
-    yield from held

@@ -19,6 +19,7 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field
 
+from infra.pictures import rgb
 from infra.recipe import Config
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB
@@ -142,7 +143,7 @@ class Decode(Config):
         self._check(width, height)
         orientation = _orientation(image.info.get("exif", b""))
         return Encoded(
-            *_laid(width, height, orientation), lambda spare: (_upright(np.array(_rgb(image)), orientation), 1)
+            *_laid(width, height, orientation), lambda spare: (_upright(np.array(rgb(image)), orientation), 1)
         )
 
     def _check(self, width: int, height: int) -> None:
@@ -199,12 +200,3 @@ def _laid(width: int, height: int, orientation: int) -> tuple[int, int]:
 def _upright(stored: Pixels, orientation: int) -> Pixels:
     turn = _TURNS.get(orientation)
     return stored if turn is None else np.ascontiguousarray(turn(stored))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of grey
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
