@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+ASKED_TO_LEAVE = 75  # EX_TEMPFAIL of sysexits.h, "try again": queues start such a job anew
 
 
 @dataclass

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
@@ -22,8 +23,11 @@ import infra
 from infra.errors import PairmillError
 from infra.recipe import Config
 
+Listening = TypeVar("Listening")
+
 READY_WITHIN_S = 30.0
 PARENT_CHECK_S = 0.3
+OUTLIVES_S = 5.0  # longer than workers of a killed run live on
 
 
 class MiniwebConfig(Config):
@@ -55,8 +59,9 @@ class MiniwebError(PairmillError):
 def running(config: MiniwebConfig) -> Iterator[RunningWeb]:
     """Serve the web from a child process while the block runs. Raises MiniwebError if it does not come up.
 
-    A process of its own, so that server and client do not share an interpreter lock. It ends with the block, and also
-    when this process dies.
+    A process of its own, so that server and client do not share an interpreter lock. It ends with the block; and when
+    this process dies, some seconds later: as the real web does, it serves workers that outlive the run they belong to,
+    which would otherwise write refused connections down as what became of their rows.
     """
     with tempfile.TemporaryDirectory(prefix="miniweb-") as folder:
         ready, log = Path(folder, "ready.json"), Path(folder, "log")
@@ -65,7 +70,10 @@ def running(config: MiniwebConfig) -> Iterator[RunningWeb]:
         command.append(f"--parent={os.getpid()}")
         root = Path(infra.__file__).parents[1]
         with log.open("wb") as output:
-            child = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            # In a group of its own: Ctrl-C is for the run, which ends the web when its workers have gone.
+            child = subprocess.Popen(
+                command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+            )
         try:
             _await(ready, child, log)
             values = json.loads(ready.read_text(encoding="utf-8"))
@@ -75,7 +83,10 @@ def running(config: MiniwebConfig) -> Iterator[RunningWeb]:
 
 
 async def serve(config: MiniwebConfig, on_ready: Callable[[RunningWeb], None], parent: int | None = None) -> None:
-    """Serve until SIGTERM, SIGINT, or, if given, until process `parent` is no longer the parent of this one."""
+    """Serve until SIGTERM, SIGINT, or, if given, until process `parent` has been gone for OUTLIVES_S.
+
+    With a parent, a port that is taken is waited for so long: the web of a killed run may still be there.
+    """
     # Heavy parts are loaded by the server alone, not by every client that imports this module.
     from infra.miniweb.dns import NameServer
     from infra.miniweb.plan import plan_site
@@ -85,24 +96,46 @@ async def serve(config: MiniwebConfig, on_ready: Callable[[RunningWeb], None], p
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    patience_s = 0.0 if parent is None else OUTLIVES_S + 2 * PARENT_CHECK_S
+
+    def listen() -> Awaitable[asyncio.Server]:
+        return asyncio.start_server(lambda r, w: web.handle(r, w), "127.0.0.1", config.port,
+                                    limit=MAX_HEAD_BYTES, backlog=1024, start_serving=False)  # fmt: skip
+
     with _free_or_mend("HTTP", "--port", config.port):
-        # Bound before it is planned: urls hold the port.
-        server = await asyncio.start_server(lambda r, w: web.handle(r, w), "127.0.0.1", config.port,
-                                            limit=MAX_HEAD_BYTES, backlog=1024, start_serving=False)  # fmt: skip
+        server = await _once_free(listen, patience_s)  # before it is planned: urls hold the port
     port = server.sockets[0].getsockname()[1]
     site = plan_site(config.pages, config.seed, port)
     web = WebServer(site)
     hosts = frozenset(site.hosts | {"closed.miniweb.test"})
+
+    def listen_to_names() -> Awaitable[tuple[asyncio.DatagramTransport, NameServer]]:
+        return loop.create_datagram_endpoint(lambda: NameServer(hosts), ("127.0.0.1", config.dns_port))
+
     with _free_or_mend("DNS", "--dns-port", config.dns_port):
-        transport, _ = await loop.create_datagram_endpoint(lambda: NameServer(hosts), ("127.0.0.1", config.dns_port))
+        transport, _ = await _once_free(listen_to_names, patience_s)
     dns_port = transport.get_extra_info("sockname")[1]
     await server.start_serving()
     on_ready(RunningWeb(port, f"127.0.0.1:{dns_port}", tuple(site.seeds), tuple(site.sitemaps)))
     while not stopped.is_set() and (parent is None or os.getppid() == parent):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), PARENT_CHECK_S if parent else None)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopped.wait(), OUTLIVES_S)
     transport.close()
     server.close()
+
+
+async def _once_free(listen: Callable[[], Awaitable[Listening]], patience_s: float) -> Listening:
+    """What listens on a port, as soon as nobody else does."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return await listen()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(PARENT_CHECK_S)
 
 
 @contextlib.contextmanager
