@@ -83,7 +83,9 @@ def train(
         with joined(os.environ) as here:
             done, is_teller = run(read, here, resume, limit), here.rank == 0
     if as_json and is_teller:
-        print_json({"out": read.out, "steps": done.step, "total": done.total, "exit": done.code})
+        print_json(
+            {"out": read.out, "steps": done.step, "total": done.total, "exit": done.code, "metrics": dict(done.metrics)}
+        )
     return done.code
 
 
@@ -124,14 +126,18 @@ def evaluate(
 @main.command()
 @click.argument("runs", metavar="RUN…", nargs=-1, required=True)
 @click.option("--out", metavar="FILE", help="The page.  [default: report.html in the first run's folder]")
-def report(runs: Sequence[str], out: str | None) -> None:
+@click.option("--section", "is_section", is_flag=True, help="Print tables and main curves, for another page of ours.")
+def report(runs: Sequence[str], out: str | None, is_section: bool) -> None:
     """Curves of a run, or of several over one axis of samples seen, as one page that needs nothing else.
 
     
     python -m training report out/clip_all out/clip_selected --out out/compared.html
     """
-    from training.report import write_page
+    from training.report import section, write_page
 
+    if is_section:
+        click.echo(section(runs))
+        return
     click.echo(f"{write_page(list(runs), out)}: written")
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import RecipeError
+from infra.memory import keep_freed
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
 import deepspeed
@@ -74,6 +75,8 @@ class Engine:
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
         refuse_unfit(settings, self.device)
+        if self.device.type == "cpu":
+            keep_freed()
         freeze(module, frozen)
         self.module = module.to(self.device)
         self.ranks = ranks

@@ -78,8 +78,13 @@ def deepspeed_config(
     for key in ("optimizer", "scheduler", "fp16", "bf16", "torch_autocast"):
         if key in given:
             raise RecipeError(f"{where}: {key} is set by the recipe (optim, engine.precision); take it out of the file")
-    buckets = {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET} if settings.zero else {}
-    return _under(_joined(ours, given, where), {"zero_optimization": buckets})
+    how: dict[str, Any] = {}
+    if settings.zero:
+        how = {"reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET}
+    if settings.zero in (1, 2):
+        # Either way a bucket is all-reduced; DeepSpeed's default makes a copy of it first, and copies it back.
+        how["reduce_scatter"] = False
+    return _under(_joined(ours, given, where), {"zero_optimization": how})
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.preprocess import Ops
@@ -29,22 +29,27 @@ PEAKS = {
 MEASURED_SIDE = 1024  # of the square matrices that a CPU's peak is measured with
 
 
-def forward_flops(module: nn.Module, spec: TrainSpec, settings: Any) -> float:
-    """Floating-point operations of a forward pass over a sample: nothing is computed, only shapes are followed.
+def shadow(module: nn.Module) -> nn.Module:
+    """A copy whose weights have shapes and no numbers, for `forward_flops`; taken before ZeRO-3 cuts the module."""
+    state = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor.detach().to("meta") for tensor in state})
 
-    The module must be whole: asked before ZeRO-3 cuts it.
+
+def forward_flops(shadow: nn.Module, batch: Batch) -> float:
+    """Floating-point operations of a forward pass over a row of `batch`, on the average of its rows.
+
+    Nothing is computed, only shapes are followed; but tokens keep their numbers, which tell how long a text is.
     """
-    meta = torch.device("meta")
-    state = {name: value.to(meta) for name, value in (*module.named_parameters(), *module.named_buffers())}
+    shapes = {name: each.to("meta") if each.is_floating_point() else each for name, each in batch.tensors.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(module, state, (made_up(spec, settings, 1).to(meta), Context(0, Ranks())))
-    return float(counter.get_total_flops())
+        shadow(Batch(batch.uids, shapes), Context(0, Ranks()))
+    return counter.get_total_flops() / len(batch)
 
 
 def made_up(spec: TrainSpec, settings: Any, num: int) -> Batch:
-    """Rows as the model takes them, of noise and of one caption."""
+    """Rows as the model takes them, of noise and of captions that fill the context."""
     size = Ops.parse(spec.ops(settings)[0]).size
-    tokens = spec.tokenizer(settings)(["a picture"] * num)
+    tokens = spec.tokenizer(settings)(["a picture " * 200] * num)
     chance = torch.Generator().manual_seed(0)
     images = torch.randn(num, 3, size, size, generator=chance)
     return Batch([bytes([row]) for row in range(num)],

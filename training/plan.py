@@ -8,7 +8,7 @@ from infra.errors import PairmillError
 from training.data.loader import Loader
 from training.engine import Engine
 from training.engine_settings import EngineSettings
-from training.flops import forward_flops, made_up, step_flops
+from training.flops import forward_flops, made_up, shadow, step_flops
 from training.optim import OptimSettings, num_numbers
 from training.ranks import Ranks
 from training.recipe import TrainRecipe
@@ -26,15 +26,19 @@ def plan_text(recipe: TrainRecipe) -> list[str]:
     with torch.random.fork_rng():
         module = spec.build(settings)
         num = num_numbers(module.parameters())
-        forward = forward_flops(module, spec, settings)
+        forward = forward_flops(shadow(module), made_up(spec, settings, 1))
         del module
     is_cached = spec.accumulate == "cached" and recipe.num_micro(1) > 1
     flops = step_flops(forward, is_cached)
     lines = [
         f"model: {recipe.model['name']}, {num:,} parameters; {forward / 1e9:,.2f} GFLOPs forward, "
-        f"{flops / 1e9:,.2f} GFLOPs to train on a sample",
+        f"{flops / 1e9:,.2f} GFLOPs to train on a sample (of a text that fills the context; shorter ones take less)",
         "states on each rank (reckoned: weights, gradients, moments in fp32; activations come on top):",
-        *(f"  ZeRO {stage}: " + ", ".join(_memory(num, stage, ranks) for ranks in RANKS) for stage in range(4)),
+        *(
+            f"  ZeRO {stage}: "
+            + ", ".join(f"{memory_gib(num, stage, ranks):,.2f} GiB of {ranks} ranks" for ranks in RANKS)
+            for stage in range(4)
+        ),
     ]
     return [*lines, *_steps(recipe, flops), _twin(spec)]
 
@@ -51,15 +55,15 @@ def _steps(recipe: TrainRecipe, flops: float) -> list[str]:
     return [
         f"data: {num_units:,} {recipe.data.unit}s",
         f"steps: {total:,} of {recipe.data.batch:,} samples, {samples / num_units:,.1f} epochs",
-        f"arithmetic: {samples * flops:.3g} FLOPs in all",
+        f"arithmetic: {samples * flops:.3g} FLOPs in all, at most",
     ]
 
 
-def _memory(num: int, stage: int, ranks: int) -> str:
-    """Bytes of a rank's states. From stage 1 on DeepSpeed updates a second copy of its part of the weights."""
+def memory_gib(num: int, stage: int, ranks: int) -> float:
+    """Of a rank's states, for `num` weights. From stage 1 on DeepSpeed updates a second copy of its part of them."""
     shared = {0: 0, 1: 3, 2: 4, 3: 5}[stage]  # of moments, copies, gradients, weights
     whole = {0: 4, 1: 2, 2: 1, 3: 0}[stage]
-    return f"{FLOAT_BYTES * num * (whole + shared / ranks) / 2**30:,.2f} GiB of {ranks} ranks"
+    return FLOAT_BYTES * num * (whole + shared / ranks) / 2**30
 
 
 def _twin(spec: TrainSpec) -> str:

@@ -16,13 +16,13 @@ import yaml
 from torch import Tensor
 
 from infra.errors import FingerprintError, PairmillError, RecipeError
-from infra.preemption import Preemption
+from infra.preemption import ASKED_TO_LEAVE, Preemption
 from infra.storage import Storage
 from training.checkpoint import Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
 from training.engine import DTYPES, Engine, StepResult
 from training.evaluate.run import evaluate
-from training.flops import forward_flops, peak_flops, step_flops
+from training.flops import forward_flops, made_up, peak_flops, shadow, step_flops
 from training.ranks import Ranks
 from training.recipe import CHECKPOINTS, TrainRecipe
 from training.report import write_page
@@ -30,7 +30,6 @@ from training.saver import Saver
 from training.spec import Batch, Outputs, Term
 from training.watch import Meter, Silent, Watch
 
-FINISHED, PREEMPTED = 0, 75  # 75: EX_TEMPFAIL of sysexits.h, "try again": queues start such a job anew
 BAD_BATCHES = "skipped.jsonl"
 EVALUATIONS = "evaluate"
 
@@ -45,6 +44,7 @@ class Run:
     def __init__(self, recipe: TrainRecipe, ranks: Ranks) -> None:
         self.recipe, self.ranks = recipe, ranks
         self.spec, settings = recipe.spec, recipe.model_settings()
+        self.metrics: Mapping[str, float] = {}  # of the last evaluation
         self.storage = Storage(recipe.out)
         # Logs are files that grow, which an object store has not: of a remote run they lie here.
         self.folder = Path(self.storage.path() if self.storage.is_local else f"runs/{recipe.word()}")
@@ -53,14 +53,15 @@ class Run:
             recipe.data, recipe.ops or self.spec.ops(settings)[0], self.spec.tokenizer(settings), recipe.seed,
             ranks=ranks, num_micro=self.num_micro,
         )  # fmt: skip
+        self.loader.warm_up()
         self.total = recipe.total_steps(self.loader.num_units)
         if recipe.evaluate and self.spec.encoder is None:
             raise RecipeError(f"evaluate: a {recipe.model['name']} cannot be asked; leave it out")
         torch.manual_seed(recipe.seed)
         module = self.spec.build(settings)
         self.micro_batch = recipe.data.batch // ranks.num // self.num_micro
-        is_cached = self.spec.accumulate == "cached" and self.num_micro > 1
-        self._step_flops = step_flops(forward_flops(module, self.spec, settings), is_cached)
+        self._shadow = shadow(module)
+        self._sample_flops = 0.0  # to train on one; known from the first batch on
         self.terms: Mapping[str, Term] = self.spec.losses(settings)
         self.engine = Engine(
             module, recipe.optim, recipe.engine, total_steps=self.total, micro_batch=self.micro_batch,
@@ -84,6 +85,7 @@ class Run:
             )
         self.loader.resume(checkpoint.facts.loader)
         checkpoint.restore(self.engine)
+        self.metrics = checkpoint.facts.metrics
         return checkpoint.facts.step
 
     def train(self, first: int, end: int, watch: Watch, preemption: Preemption) -> int:
@@ -108,6 +110,7 @@ class Run:
                     meter = Meter()
                 found = self._evaluate(done, is_end=done == self.total)
                 if found:
+                    self.metrics = found
                     watch.log(done, found)
                 if is_last or done % recipe.checkpoints.every == 0:
                     self.saver.save(self.engine, self._facts(done, found))
@@ -119,6 +122,12 @@ class Run:
             self.saver.wait()
 
     def _step(self, parts: list[Batch], step: int) -> StepResult:
+        if not self._sample_flops:
+            is_cached = self.spec.accumulate == "cached" and self.num_micro > 1
+            # Compiled, no text is cut: it's as if each filled the context.
+            whole = made_up(self.spec, self.recipe.model_settings(), 1) if self.recipe.engine.compile else parts[0]
+            self._sample_flops = step_flops(forward_flops(self._shadow, whole), is_cached)
+
         def losses(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
             return {
                 name: term.weight(step) * term.loss(outputs, batch, self.ranks) for name, term in self.terms.items()
@@ -143,7 +152,7 @@ class Run:
         recipe = self.recipe
         numbers = meter.numbers(recipe.data.batch) | {"samples": float(done * recipe.data.batch), "lr": result.lr}
         numbers["masked"] = float(sum(self.loader.broken.values()))
-        rate = self._step_flops * numbers["samples_per_s"] / self.ranks.num
+        rate = self._sample_flops * numbers["samples_per_s"] / self.ranks.num
         numbers["tflops"] = rate / 1e12  # of one rank
         if peak := peak_flops(self.engine.device, DTYPES.get(recipe.engine.precision, torch.float32)):
             numbers["of_peak"] = rate / peak
@@ -205,11 +214,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Done:
-    """How a run ended: steps done, of how many, and the exit code."""
+    """How a run ended: steps done, of how many, the exit code, and what its last evaluation found."""
 
     step: int
     total: int
     code: int
+    metrics: Mapping[str, float]
 
 
 def train(
@@ -237,7 +247,7 @@ def train(
         watch.close()
         if ranks.rank == 0:
             write_page(run.folder)
-    return Done(done, run.total, FINISHED if done == run.total else PREEMPTED)
+    return Done(done, run.total, 0 if done == run.total else ASKED_TO_LEAVE, run.metrics)
 
 
 def _screen(run: Run, first: int) -> list[str]:

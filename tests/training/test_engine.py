@@ -367,7 +367,8 @@ def test_a_file_adds_keys_and_auto_stands_for_ours(tmp_path: Path) -> None:
     found = config(EngineSettings(deepspeed=str(path)))
     assert found["train_batch_size"] == 24
     assert found["zero_optimization"] == {
-        "stage": 1, "reduce_bucket_size": 7, "allgather_bucket_size": 50_000_000, "overlap_comm": True
+        "stage": 1, "reduce_bucket_size": 7, "allgather_bucket_size": 50_000_000, "reduce_scatter": False,
+        "overlap_comm": True,
     }  # fmt: skip
     with pytest.raises(RecipeError, match="No such file"):
         config(EngineSettings(deepspeed=str(tmp_path / "none.json")))

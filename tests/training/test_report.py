@@ -94,8 +94,11 @@ def test_every_number_of_the_file_is_drawn_or_named_and_no_place_leaves_the_fram
     drawn = {name for run in runs for name, series in run.series.items() if len(series.finite)}
     told = {(run.name, name) for run in runs for name, series in run.series.items() if not len(series.finite)}
     assert {name for run in runs for name in run.series} == names
-    assert sorted(plain(kind_of(name).title, 80) for name in drawn) == sorted(titles_of(page))
-    assert len(page.css("#undrawn li")) == len(told)
+    left = page.css("#undrawn li")
+    whole = {one.css_first("code").text() for one in left if "it is the whole loss" in one.text()}
+    assert all(name.startswith("loss/") for name in whole)
+    assert sorted(plain(kind_of(name).title, 80) for name in drawn - whole) == sorted(titles_of(page))
+    assert len(left) == len(told) + len(whole)
     for path in page.css("svg path"):
         assert re.fullmatch(r"[MLHVZhv\d. -]+", path.attributes["d"])
     for point in page.css("circle"):
@@ -304,6 +307,15 @@ def test_a_page_of_many_long_curves_stays_small() -> None:
     assert len(text.encode()) < 1_000_000
     longest = max(path.attributes["d"].count(" ") for path in LexborHTMLParser(text).css("path.line"))
     assert longest <= 2 * MAX_BINS
+
+
+def test_the_only_term_of_a_loss_is_not_drawn_a_second_time() -> None:
+    alone = run_of([{"step": n, "samples": n, "loss": 1 / n, "loss/softmax": 1 / n} for n in (1, 2, 3)])
+    page = page_of(alone)
+    assert titles_of(page) == ["Loss"]
+    assert "it is the whole loss" in page.css_first("#undrawn").text()
+    beside = run_of([{"step": n, "samples": n, "loss": 2 / n, "loss/softmax": 1 / n} for n in (1, 2, 3)], "other")
+    assert titles_of(page_of(alone, beside)) == ["Loss", "Loss: softmax"]
 
 
 def test_what_a_full_page_has_no_room_for_is_named() -> None:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Generator, Iterator, Mapping
+from multiprocessing import forkserver
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,11 @@ class Loader:
         self._reader = Reader(storages, ops, tokenizer, seed, copies)
 
     @property
+    def _num_workers(self) -> int:
+        told = self.settings.workers
+        return min(MAX_WORKERS, len(os.sched_getaffinity(0))) if told is None else told
+
+    @property
     def num_units(self) -> int:
         """Units of an epoch: images, or captions."""
         return self.order.num_units
@@ -108,15 +114,19 @@ class Loader:
             )
         return int(state["samples"])
 
+    def warm_up(self) -> None:
+        """Begin to import what the workers need, while the caller builds a model: seconds, in a process of its own."""
+        if self._num_workers:
+            # Forked from a clean process: the trainer has threads, and perhaps a GPU.
+            multiprocessing.get_context("forkserver").set_forkserver_preload([Reader.__module__])
+            forkserver.ensure_running()
+
     def batches(self, start: int = 0) -> Generator[Batch]:
         """This rank's micro-batches from sample `start` on, without end. Closing the iterator ends its workers."""
-        workers = self.settings.workers
-        if workers is None:
-            workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+        workers = self._num_workers
         several: dict[str, Any] = {}
         if workers:
-            # Forked from a clean process that has imported what they need: the trainer has threads, and perhaps a GPU.
-            multiprocessing.get_context("forkserver").set_forkserver_preload([Reader.__module__])
+            self.warm_up()
             several = {"multiprocessing_context": "forkserver", "prefetch_factor": self.settings.prefetch,
                        "timeout": LOOK_EVERY_S, "worker_init_fn": _set_up}  # fmt: skip
         planned = _ahead(self.plan(start), PLANNED_AHEAD)
@@ -187,7 +197,16 @@ def _order(settings: DataSettings, sources: list[Source], seed: int) -> Order:
 
 
 def _set_up(worker: int) -> None:
+    threading.Thread(target=_end_with_trainer, daemon=True, name="end-with-trainer").start()
     set_up_worker()
+
+
+def _end_with_trainer() -> None:
+    """A killed trainer ends nobody; torch watches a worker's parent, which is the fork server, not the trainer."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os._exit(1)
 
 
 def _draw(seed: int, epoch: int, uid: bytes) -> int:

@@ -20,7 +20,7 @@ from pydantic import Field
 from infra.dataset import Dataset
 from infra.errors import DatasetError
 from infra.recipe import Config
-from infra.rows import Rows
+from infra.rows import Rows, as_uids
 from infra.selection import Selection, runs
 from infra.shards import IMAGE_ENDINGS
 from infra.tables import read_table
@@ -138,7 +138,7 @@ class Source:
             uids, numbers = rows["uid"], pa.array(np.zeros(len(rows), np.int32))
         else:
             table = read_table(self.dataset.storage, captions_table(name, shard), ["uid", "n"])
-            uids, numbers = table["uid"], table["n"]
+            uids, numbers = as_uids(table["uid"]), table["n"]
         place = pc.index_in(uids, value_set=rows["uid"].combine_chunks())
         part = pa.array(np.full(len(uids), self.captions.index(name)))
         table = pa.table(

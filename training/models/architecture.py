@@ -67,6 +67,8 @@ class ArchSettings(Config):
                     f"open_clip has no architecture of that name; {hint} Or give a .json file, or a mapping"
                 )
             return arch
+        if "preprocess_cfg" in arch and "model_cfg" not in arch:
+            raise ValueError("preprocess_cfg stands beside model_cfg: {model_cfg: {embed_dim: …}, preprocess_cfg: {…}}")
         model_cfg = arch.get("model_cfg", arch)
         if missing := [part for part in PARTS if part not in model_cfg]:
             raise ValueError(f"an architecture has {', '.join(PARTS)}; missing: {', '.join(missing)}")

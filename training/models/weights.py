@@ -13,6 +13,7 @@ from infra.errors import UsageError
 from infra.storage import Storage
 from infra.torchvision_here import make_importable
 from training.convert import from_transformers, is_transformers
+from training.models.architecture import ArchSettings, model_cfg, names
 
 if TYPE_CHECKING:
     from training.models.clip import Clip
@@ -102,12 +103,27 @@ def _located(module: Clip, source: str) -> str:
         close = difflib.get_close_matches(source, tags, n=1)
         hint = f"did you mean {close[0]}?" if close else f"its tags: {', '.join(tags) or 'none'}."
         raise UsageError(f"pretrained {source}: no tag of {arch}, and no file; {hint} Or give a path or url")
+    assert isinstance(arch, str)  # it has tags
+    published = get_pretrained_cfg(arch, source)
+    _refuse_other_activation(arch, source, is_quick=published.get("quick_gelu", False))
     try:
-        path: str = download_pretrained(get_pretrained_cfg(arch, source))
+        path: str = download_pretrained(published)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"pretrained {source}: cannot be fetched: {reason}; without a network, give a path") from None
     return path
+
+
+def _refuse_other_activation(arch: str, tag: str, *, is_quick: bool) -> None:
+    """Weights fit either way, and the features of the wrong one are silently worse."""
+    others = {f"{arch}-quickgelu", arch.removesuffix("-quickgelu")} - {arch}
+    for other in others & set(names()):
+        if _is_quick(arch) != is_quick == _is_quick(other):
+            raise UsageError(f"pretrained {tag}: trained with {'QuickGELU' if is_quick else 'GELU'}; take {other}")
+
+
+def _is_quick(arch: str) -> bool:
+    return bool(model_cfg(ArchSettings.parse({"arch": arch}, "arch")).get("quick_gelu", False))
 
 
 def _read(url: str) -> Mapping[str, Tensor]:

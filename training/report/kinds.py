@@ -8,7 +8,7 @@ from dataclasses import dataclass
 LOSS, EVALUATION, STEPS, SPEED, OTHER = "Loss", "Evaluation", "Steps", "Speed", "Other numbers"
 SECTIONS = {  # title → what the reader should know
     LOSS: "Every chart of this page runs over the samples seen, from left to right.",
-    EVALUATION: "Measured on data that is not trained on. The band is the interval that the evaluation gives.",
+    EVALUATION: "What the recipe's evaluations measured. The band is the interval that they give.",
     STEPS: "What the optimiser did.",
     SPEED: "How fast samples went by, and what they waited for.",
     OTHER: "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment
 from markupsafe import Markup
 
@@ -16,7 +17,7 @@ from infra.page import publish_page, templates_of
 from training.report import axes
 from training.report.curves import Line, chart, colour_of
 from training.report.headline import best, differences, headline, state
-from training.report.kinds import KINDS, SECTIONS, as_counted, is_lower_better, kind_of
+from training.report.kinds import KINDS, LOSS, SECTIONS, as_counted, is_lower_better, kind_of
 from training.report.runs import Run, read_runs
 from training.report.thinned import thinned
 
@@ -53,24 +54,38 @@ def write_page(run: str | Path | Sequence[str | Path], out: str | Path | None = 
     out: of one run RUN/report.html, of several report.html beside the first, unless told. Returns where it lies.
     Raises UsageError where a folder is not there.
     """
-    folders = [Path(run)] if isinstance(run, str | os.PathLike) else [Path(each) for each in run]
-    if not folders:
-        raise UsageError("a report shows one run or several; give their folders")
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder; give the folder of a run, the recipe's `out`")
+    folders = _folders([run] if isinstance(run, str | os.PathLike) else run)
     home = folders[0] if len(folders) == 1 else folders[0].resolve().parent
     path = home / REPORT if out is None else Path(out)
     publish_page(path, render(read_runs(folders)))
     return path
 
 
+def section(runs: Sequence[str | Path]) -> str:
+    """Results and main curves of runs, as a part of another page with the same style sheet."""
+    return _rendered("section.html.j2", read_runs(_folders(runs)))
+
+
 def render(runs: Sequence[Run]) -> str:
     """The page's HTML."""
+    return _rendered("page.html.j2", runs)
+
+
+def _folders(runs: Sequence[str | Path]) -> list[Path]:
+    folders = [Path(each) for each in runs]
+    if not folders:
+        raise UsageError("a report shows one run or several; give their folders")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder; give the folder of a run, the recipe's `out`")
+    return folders
+
+
+def _rendered(template: str, runs: Sequence[Run]) -> str:
     sections, undrawn = _sections(runs)
     bests = [best(run) for run in runs]
     metrics = sorted({name for found in bests for name in found}, key=as_counted)
-    return _templates().get_template("page.html.j2").render(
+    return _templates().get_template(template).render(
         runs=runs,
         colours=[colour_of(place) for place in range(len(runs))],
         state=state(runs),
@@ -106,10 +121,22 @@ def _drawable(runs: Sequence[Run]) -> tuple[list[str], list[Undrawn]]:
         for run in runs for name, series in run.series.items() if not len(series.finite)
     ]  # fmt: skip
     found = {name for run in runs for name, series in run.series.items() if len(series.finite)}
+    same = {name for name in found if _is_whole_loss(name, runs)}
+    undrawn += [Undrawn(name, "", "it is the whole loss, which is drawn") for name in sorted(same)]
+    found -= same
     names = [name for name in KINDS if name in found] + sorted(found - KINDS.keys(), key=as_counted)
     room = max(1, MAX_CURVES // max(1, len(runs)))
     undrawn += [Undrawn(name, "", "the page is full") for name in names[room:]]
     return names[:room], undrawn
+
+
+def _is_whole_loss(name: str, runs: Sequence[Run]) -> bool:
+    """Is it a term that equals the loss, value for value, in each run that has it?"""
+    having = [run.series for run in runs if name in run.series]
+    return kind_of(name).section == LOSS and name != "loss" and all(
+        "loss" in series and np.array_equal(series[name].values, series["loss"].values, equal_nan=True)
+        for series in having
+    )  # fmt: skip
 
 
 def _figure(name: str, runs: Sequence[Run], num_bins: int, across: axes.Axis) -> Figure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -22,6 +24,8 @@ from tests.training.shards import make_selection, make_shards, uid_of
 from training.data.loader import DataSettings, Loader
 from training.ranks import Ranks
 from training.spec import Batch
+
+ROOT = Path(__file__).resolve().parents[3]
 
 BATCH = 12  # divides among 1, 2, 3 and 4 ranks
 NUM = 155
@@ -177,6 +181,29 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(folder: Path) -> None:
     made._reader._tokenizer = die
     with pytest.raises(RuntimeError, match="worker"):
         next(made.batches())
+
+
+def test_workers_end_with_a_trainer_that_is_killed(folder: Path) -> None:
+    program = (
+        "import multiprocessing, sys, time\nfrom pathlib import Path\n"
+        "from tests.training.data.test_loader import loader\n"
+        "batches = loader(Path(sys.argv[1]), workers=2).batches()\nnext(batches)\n"
+        "print(*(each.pid for each in multiprocessing.active_children()), flush=True)\ntime.sleep(60)\n"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout is not None
+    workers = [Path("/proc", pid) for pid in trainer.stdout.readline().split()]
+    assert len(workers) == 2
+    assert all(worker.exists() for worker in workers)
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(worker.exists() for worker in workers)
 
 
 def die(texts: Sequence[str]) -> Tensor:

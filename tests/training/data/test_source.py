@@ -87,6 +87,15 @@ def test_tables_of_captions_are_read_beside_the_web_or_instead_of_it(tmp_path: P
     assert source(tmp_path, "caption", captions=["web", "blip"]).sizes.tolist() == [6, 3]
 
 
+def test_a_table_of_captions_may_hold_its_uids_as_bytes_of_any_length(tmp_path: Path) -> None:
+    dataset = make_shards(tmp_path, [3, 2], more=MORE)
+    fixed = units(source(tmp_path, captions=["web", "blip"]))
+    for path in (tmp_path / "captions/blip").iterdir():
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(0, "uid", table["uid"].cast(pa.binary())), path)
+    assert units(source(dataset.storage.path(), captions=["web", "blip"])) == fixed
+
+
 def test_folders_without_images_or_selection_are_refused_with_the_mend(tmp_path: Path) -> None:
     with pytest.raises(PairmillError):
         source(tmp_path / "nowhere")

@@ -228,6 +228,14 @@ def test_what_is_neither_tag_nor_file_is_told_with_the_nearest_tag():
         load_weights(module, "weights/nowhere.pt")
 
 
+@pytest.mark.parametrize("tag", ["openai", "laion400m_e32", "metaclip_400m"])
+def test_weights_of_another_activation_are_refused_before_they_are_fetched(tag):
+    with torch.device("meta"):
+        module = Clip(ClipSettings(arch="ViT-B-32"))
+    with pytest.raises(UsageError, match="trained with QuickGELU; take ViT-B-32-quickgelu"):
+        load_weights(module, tag)
+
+
 def test_a_tag_out_of_reach_says_to_give_a_path(monkeypatch):
     import open_clip.pretrained
 
