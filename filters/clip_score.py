@@ -25,12 +25,13 @@ from filters.base import Batch, Scorer, column
 from infra.ahead import begun_ahead
 from infra.errors import UsageError
 from infra.jobs import Resources
+from infra.memory import keep_freed
 from infra.recipe import Config, tuning
 from infra.storage import Storage
 from training.models.encoder import Encoder, load_encoder
 from training.preprocess import Ops, UnreadableImage
 
-AHEAD = 1  # batches that are decoded while the model is at another
+AHEAD = 1  # batches that are decoded while a GPU is at another
 MAX_CHARACTERS = 10_000  # of a text that are tokenised. No context is so long, and the web has texts of megabytes
 NONE = -1  # for a row: there is no image, or no text
 MODEL_WANTED = (
@@ -58,7 +59,9 @@ class ClipScoreSettings(Config):
     embeddings: bool = Field(False, description="Write image_embedding and text_embedding, too: float16, unit length.")
     device: str = tuning("auto", "cpu, cuda, cuda:1 …; auto: cuda where a worker has one.")
     batch: int = tuning(64, "Images, or texts, that the model sees at once.", ge=1, le=4096)
-    threads: int = tuning(1, "Threads of a worker that decode images beside the model; a CPU each on Ray.", ge=1)
+    threads: int = tuning(
+        1, "CPUs of a worker on Ray: they decode while a GPU runs the model, or take turns at both.", ge=1
+    )
     num_gpus: float = tuning(0.0, "GPUs of a worker that Ray is asked for; 0.5 puts two workers on one.", ge=0)
 
 
@@ -118,6 +121,10 @@ class ClipScore(Scorer):
             raise UsageError(f"{self._model}: another model than where the run began; give every worker the same")
         self._ops = Ops.parse(self._encoder.ops)
         self._is_pinned = device.startswith("cuda")
+        self._threads, self._ahead, self._model_threads = self._given.threads, AHEAD, torch.get_num_threads()
+        if not self._is_pinned:
+            self._threads, self._ahead = self._model_threads, 0
+            keep_freed()
         if self._given.embeddings:
             kind = pa.list_(pa.float16(), self._encoder.dim)
             what = "as the CLIP sees it, unit length; null where"
@@ -138,9 +145,14 @@ class ClipScore(Scorer):
         return next(self.score_all(iter([batch])))
 
     def score_all(self, batches: Iterator[Batch]) -> Iterator[pa.Table]:
-        """The same of each batch. While the model is at one, threads decode the next."""
-        with ThreadPoolExecutor(self._given.threads, "decode") as pool:
-            for decoding in begun_ahead((self._begin(batch, pool) for batch in batches), AHEAD):
+        """The same of each batch. While a GPU is at one, threads decode the next.
+
+        On a CPU they take turns with the model, on the same cores: beside it, one would hold up all of the model's.
+        Each decodes alone: with helpers of their own, there would be more threads than cores, and OpenMP would let the
+        model's sleep between any two operations.
+        """
+        with ThreadPoolExecutor(self._threads, "decode", torch.set_num_threads, (1,)) as pool:
+            for decoding in begun_ahead((self._begin(batch, pool) for batch in batches), self._ahead):
                 yield self._finish(decoding)
 
     def _begin(self, batch: Batch, pool: ThreadPoolExecutor) -> Decoding:
@@ -160,6 +172,7 @@ class ClipScore(Scorer):
     def _finish(self, decoding: Decoding) -> pa.Table:
         batch = decoding.batch
         is_read = [future.result() for future in decoding.is_read]
+        torch.set_num_threads(self._model_threads)  # a decoding thread's setting holds for the process, too
         texts = [readable(text) for text in batch.texts]
         distinct = [text for text in dict.fromkeys(texts) if text]
         image_emb = self._embed(self._encoder.images, decoding.images)  # (N, E); of those not read, nobody asks

@@ -133,7 +133,7 @@ def download(
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change one value of the recipe.")
 @run_options
 def run_(recipe: str, settings: tuple[str, ...], **values: Any) -> None:
-    """Crawl, download and report, as one YAML file says. Shipped recipes lie in pipeline/recipes/.
+    """Crawl, download, score, select, train and report, as one YAML file says: see pipeline/recipes/.
 
     \b
     python -m pipeline run pipeline/recipes/demo.yaml --set download.image_size=128
@@ -242,12 +242,13 @@ def status(dataset: str, as_json: bool) -> None:
 @main.command()
 @click.argument("dataset", metavar="DATASET")
 @click.option("--out", required=True, metavar="FILE", help="The HTML page to write.")
+@click.option("--run", "runs", multiple=True, metavar="RUN", help="Folder of a training run to show, too; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-def report(dataset: str, out: str, as_json: bool) -> None:
-    """One self-contained HTML page: funnel, reasons, hosts, sizes, galleries. Opens without a network."""
+def report(dataset: str, out: str, runs: Sequence[str], as_json: bool) -> None:
+    """One self-contained HTML page: funnel, reasons, hosts, sizes, galleries, models. Opens without a network."""
     from pipeline.report import write_report
 
-    facts = write_report(dataset, out)
+    facts = write_report(dataset, out, runs)
     if as_json:
         print_json({**facts, "paths": [out]})
     else:

@@ -1,8 +1,9 @@
-"""A recipe, step by step: crawl, download, score, select, reshard, report. Each resumes where a killed run left it."""
+"""A recipe, step by step: crawl, download, score, select, train, reshard, report. Each resumes where a kill left it."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from filters.score import summary as score_summary
 from filters.select import facts as selection_facts
 from filters.select import select
 from infra.dataset import Dataset
+from infra.errors import RecipeError
 from infra.jobs import Executor, RunOptions, StepResult
 from infra.miniweb import MiniwebConfig, running
 from infra.progress import Progress
@@ -34,6 +36,7 @@ from pipeline.report import write_report
 from pipeline.reshard.config import ReshardConfig
 from pipeline.reshard.run import reshard
 from pipeline.reshard.run import summary as reshard_summary
+from pipeline.train import TrainPart, train
 
 LOOPBACK = ("127.0.0.0/8",)
 C = TypeVar("C", bound=Config)
@@ -72,6 +75,14 @@ class ReportPart(Config):
     out: str = Field("report.html", description="Where the page is written.")
 
 
+class Round(Config):
+    """One of `then:`. Its parts are done in this order: what was trained scores what the next is trained on."""
+
+    train: dict[str, TrainPart] = Field({}, description="Runs by name, one after the other.")
+    score: ScorePart | None = None
+    select: dict[str, SelectRecipe] = Field({}, description="Selections by name: their rules, or a file of them.")
+
+
 class Recipe(Config):
     """A whole run. The parts are done in this order; a part that is left out is skipped."""
 
@@ -81,15 +92,33 @@ class Recipe(Config):
     download: DownloadPart | None = None
     score: ScorePart | None = None
     select: dict[str, SelectRecipe] = Field({}, description="Selections by name: their rules, or a file of them.")
+    then: tuple[Round, ...] = Field((), description="Rounds of training, scoring with what was trained, and selecting.")
     reshard: ReshardPart | None = None
     report: ReportPart | None = None
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """All scoring, selecting and training, in order."""
+        return (Round(train={}, score=self.score, select=self.select), *self.then)
+
+    @property
+    def runs(self) -> list[str]:
+        """The folders of all training runs, in order. Raises RecipeError where a training recipe cannot be read."""
+        return [
+            part.out(f"then.{number}.train.{name}")
+            for number, one in enumerate(self.then) for name, part in one.train.items()
+        ]  # fmt: skip
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `a.b=c` settings. Raises RecipeError that says the mend."""
     recipe = Recipe.parse(apply_settings(load_yaml(path), tuple(settings)), str(path))
-    for name, rules in recipe.select.items():  # a misspelt rule is told before anything is crawled
-        rules.parsed(f"{path}: select: {name}")
+    for one in recipe.rounds:  # a misspelt rule is told before anything is crawled
+        for name, rules in one.select.items():
+            rules.parsed(f"{path}: select: {name}")
+    for out, times in Counter(recipe.runs).items():
+        if times > 1:
+            raise RecipeError(f"{path}: then: {times} runs in one folder, {out}; give each its own by set: {{out: …}}")
     return recipe
 
 
@@ -113,7 +142,7 @@ def run_recipe(recipe: Recipe, executor: Executor, options: RunOptions, progress
         write_resolved(dataset, recipe)  # now that no part has refused these settings
     facts |= _in_all(facts)
     if recipe.report is not None:
-        write_report(recipe.dataset, recipe.report.out)
+        write_report(recipe.dataset, recipe.report.out, recipe.runs)
         facts["report"] = str(Path(recipe.report.out).resolve())
     return facts
 
@@ -122,15 +151,20 @@ def _curate(
     dataset: Dataset, recipe: Recipe, executor: Executor, options: RunOptions, progress: Progress
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    if recipe.score is not None:
-        scored = score(
-            dataset, recipe.score.scorers, executor, settings=_scorer_settings(recipe.score), options=options,
-            progress=progress,
-        )  # fmt: skip
-        facts["score"] = score_summary(scored, dataset)
-    for name, rules in recipe.select.items():
-        summaries = select([dataset], rules, name, executor, options=options, progress=progress)
-        facts.setdefault("select", {})[name] = selection_facts(summaries)
+    for one in recipe.rounds:
+        if one.train:
+            executor.close()  # training takes all cores; it is opened again where there is work for it
+        for name, run in one.train.items():
+            facts.setdefault("train", {})[name] = train(name, run)
+        if one.score is not None:
+            scored = score(
+                dataset, one.score.scorers, executor, settings=_scorer_settings(one.score), options=options,
+                progress=progress,
+            )  # fmt: skip
+            facts["score"] = score_summary(scored, dataset)
+        for name, rules in one.select.items():
+            summaries = select([dataset], rules, name, executor, options=options, progress=progress)
+            facts.setdefault("select", {})[name] = selection_facts(summaries)
     if recipe.reshard is not None:
         part = recipe.reshard
         out = Dataset(part.out)
@@ -179,10 +213,11 @@ def plan_recipe(recipe: Recipe) -> list[str]:
             lines += plan_download(dataset, recipe.download, tables_of(recipe))
         else:
             lines.append("download: the pairs that the crawl will find")
-    if recipe.score is not None:
-        lines.append(f"score: {', '.join(recipe.score.scorers)}, every stored image and caption")
-    for name, rules in recipe.select.items():
-        lines.append(f"select: {name}, by {len(rules.rules)} rules")
+    for one in recipe.rounds:
+        lines += [f"train: {name}: {shlex.join(run.command())}" for name, run in one.train.items()]
+        if one.score is not None:
+            lines.append(f"score: {', '.join(one.score.scorers)}, every stored image and caption")
+        lines += [f"select: {name}, by {len(rules.rules)} rules" for name, rules in one.select.items()]
     if recipe.reshard is not None:
         lines.append(f"reshard: what {recipe.reshard.selection} keeps, to {recipe.reshard.out}")
     if recipe.report is not None:
@@ -205,6 +240,8 @@ def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
             values[name] = part.fingerprint_values()
     if recipe.select:
         values["select"] = {name: rules.model_dump(mode="json") for name, rules in recipe.select.items()}
+    if recipe.then:
+        values["then"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.then]
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     dataset.storage.commit_bytes("recipe.yaml", text.encode())
 
@@ -250,11 +287,20 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"select: {name} keeps {told['rows_out']:,} of {told['rows_in']:,}" + (f"; {fell}" if fell else "")
         )
+    for name, told in facts.get("train", {}).items():
+        shares = [f"{metric} {100 * told['metrics'][metric]:.1f} %{_interval(told['metrics'], metric)}"
+                  for metric in told["metrics"] if metric.count("/") == 1]  # fmt: skip
+        lines.append(f"train: {name}, {told['steps']:,} steps" + "".join(f"; {share}" for share in shares))
     if "reshard" in facts:
         lines.append(f"reshard: {facts['reshard']['rows_out']:,} pairs in {len(facts['reshard']['paths'])} shards")
     if "report" in facts:
         lines.append(f"report: {facts['report']}")
     return lines
+
+
+def _interval(metrics: dict[str, float], metric: str) -> str:
+    low, high = (metrics.get(f"{metric}/{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def result_lines(results: Sequence[StepResult]) -> list[str]:

@@ -66,10 +66,14 @@ _HOST = r"'^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]/]*\]|[^/?#:]+)'"
 
 
 class Source:
-    """One dataset, opened for reading. Raises DatasetError where there is no such folder."""
+    """One dataset, opened for reading. Raises DatasetError where there is no such folder.
 
-    def __init__(self, url: str) -> None:
+    runs: folders of training runs that the page shows, too.
+    """
+
+    def __init__(self, url: str, runs: Sequence[str] = ()) -> None:
         self.dataset = Dataset(url)
+        self.runs = runs
         self.storage = self.dataset.storage
         if not self.storage.exists():
             raise DatasetError(f"{url}: no such folder; give the --out of a crawl or download")

@@ -190,9 +190,11 @@ def test_neighbours_and_other_scorers_of_the_pass_change_nothing(dataset, files,
     assert all(few.storage.list(f"scores/{name}") for name in ("text", "image"))
 
 
-def test_a_batch_is_decoded_before_the_one_ahead_of_it_is_asked_for(dataset, files) -> None:
+@pytest.mark.parametrize(("ahead", "asked_for"), [(0, [1, 2, 3]), (1, [2, 3, 3])])  # on a CPU, and beside a GPU
+def test_so_many_batches_are_decoded_ahead_of_the_model(dataset, files, ahead, asked_for) -> None:
     scorer = ClipScore(ClipScoreSettings(model=f"{files}/arch.json", pretrained=f"{files}/weights.safetensors"))
     scorer.setup()
+    scorer._ahead = ahead
     given: list[Batch] = []
 
     def telling():
@@ -201,8 +203,7 @@ def test_a_batch_is_decoded_before_the_one_ahead_of_it_is_asked_for(dataset, fil
             yield batch
 
     tables = scorer.score_all(telling())
-    numbers = [(next(tables).num_rows, len(given)) for _ in range(3)]
-    assert numbers == [(3, 2), (3, 3), (3, 3)]
+    assert [(next(tables).num_rows, len(given)) for _ in range(3)] == [(3, number) for number in asked_for]
     assert next(tables, None) is None
 
 

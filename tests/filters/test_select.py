@@ -391,7 +391,7 @@ def test_a_selection_is_what_a_slow_reading_of_its_rules_says(data: st.DataObjec
 
 
 @pytest.mark.slow
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_many_selections_are_what_a_slow_reading_of_their_rules_says(data: st.DataObject) -> None:
     _one_world(data)

@@ -183,15 +183,18 @@ HOSTILE = {
     "images": b"<img src=a alt=b>" * COUNT,
     "deep_images": b"<i>" * 500 + b"<b><img src=a alt=b></b>" * 1_000,
 }
+BOUND_S = 8.0  # the guard's bounds stand for about a second of parsing; a slow machine may take some more
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_page_takes_bounded_time(name: str) -> None:
-    start = time.process_time()
-    page = parse(HOSTILE[name])
-    took_s = time.process_time() - start
-    # The guard's bounds stand for about a second of parsing; a slow machine may take some more.
-    assert took_s < 8
+    for _ in range(3):  # a starved machine has taken fifty times as long, once; what a page costs, it costs each time
+        start = time.process_time()
+        page = parse(HOSTILE[name])
+        took_s = time.process_time() - start
+        if took_s < BOUND_S:
+            break
+    assert took_s < BOUND_S
     assert page.fault in (None, "too_complex")
     assert sum(page.dropped.values()) + len(page.candidates) == page.num_img
 
