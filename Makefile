@@ -50,7 +50,7 @@ demo: setup ## crawl a small web, download its images, write the report: out/dem
 test: setup chromium ## every test
 	@$(BIN)/python -m pytest
 
-check: setup ## ruff, types and the quick tests, under 2 minutes
+check: setup ## ruff, types and the quick tests, about seven minutes on 2 cores
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

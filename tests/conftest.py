@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 
 from infra.executors import RayExecutor
 
+# Two processes on one pair of cores: without it, each one's threads spin while they wait for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # How fast examples are drawn says something of the machine's other work, not of the code.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")

@@ -99,7 +99,7 @@ def run(command: str, folder: Path, **more: str) -> str:
     """Run in bash; returns what was said. Asserts exit 0."""
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=environment(**more), text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240, check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, f"$ {command}\n{ended.stdout}"
     return ended.stdout
@@ -112,10 +112,14 @@ def small_demo() -> str:
         with socket.socket(socket.AF_INET, kind) as free:
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
-    return f"--local --set miniweb.pages=6 --set miniweb.port={ports[0]} --set miniweb.dns_port={ports[1]}"
+    web = f"--set miniweb.pages=24 --set miniweb.port={ports[0]} --set miniweb.dns_port={ports[1]}"
+    runs = ("then.0.train.trusted", "then.1.train.everything", "then.1.train.fitting")
+    little = [f"--set {run}.set.{setting}" for run in runs for setting in ("samples=96", "data.workers=0")]
+    return " ".join(["--local", web, *little])
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "test")])
 def test_what_a_page_says_to_run_works(page, folder):
     flags = small_demo()

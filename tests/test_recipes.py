@@ -38,8 +38,9 @@ of_rules = pytest.mark.parametrize("path", sorted((ROOT / RULES).glob("*.yaml"))
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to stand in, with the rules of the checkout, and the files that recipes take from their user."""
-    shutil.copytree(ROOT / RULES, tmp_path / RULES)
+    """A folder to stand in, with recipes of the checkout, and the files that recipes take from their user."""
+    for folder in (RULES, "training/recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     rows = {"url": ["https://example.org/1.jpg"] * 3, "text": ["a", "b", "c"], "face_bboxes": [[], [], []]}
     (tmp_path / "metadata").mkdir()
     for name in ("urls.parquet", "metadata/0123456789abcdef0123456789abcdef.parquet"):
@@ -74,7 +75,8 @@ def curated(path: Path, dataset: Path) -> Recipe:
     recipe = load_recipe(path)
     reshard = recipe.reshard and recipe.reshard.model_copy(update={"out": f"{dataset}-curated"})
     elsewhere = {"dataset": str(dataset), "miniweb": None, "crawl": None, "download": None, "report": None}
-    return recipe.model_copy(update={**elsewhere, "reshard": reshard})
+    # Rounds of training name a dataset of their own: `make demo` runs them, in test_readme.py.
+    return recipe.model_copy(update={**elsewhere, "reshard": reshard, "then": ()})
 
 
 @whole
@@ -130,8 +132,9 @@ def test_a_dry_run_plans_every_part_and_writes_nothing(path, workplace, capsys):
     recipe = load_recipe(path)
     for part in ("crawl", "download", "score", "select", "reshard", "report"):
         assert bool(getattr(recipe, part)) == (f"{part}:" in told), part
-    for name in recipe.select:
+    for name in (name for one in recipe.rounds for name in one.select):
         assert f"select: {name}, " in told
+    assert told.count("train: ") == len(recipe.runs)
     assert sorted(workplace.rglob("*")) == before
 
 
