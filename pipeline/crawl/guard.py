@@ -1,4 +1,4 @@
-"""Would this page's tree be out of proportion? Bounds on nesting and attributes, checked before the parser runs.
+"""Would this page's tree be out of proportion? Bounds on nesting, attributes, errors, checked before the parser runs.
 
 Building a tree is quadratic in three things that only a hostile or broken page has much of: open elements, open
 formatting elements (which every new block opens anew) and attributes of one tag. The parser cannot be stopped once it
@@ -14,6 +14,7 @@ import numpy as np
 MAX_TAGS = 500_000  # an element takes some 200 bytes
 MAX_ATTRIBUTES = 500  # of one tag
 MAX_STEPS = 2e8  # tags x open elements: about 1 s
+MAX_ERRORS = 1_000_000  # NULs, and "<" without a tag: the parser's list of errors grows by a system call for a few
 MAX_REOPENED = 1e6  # tags x open formatting elements: about 0.3 s and 360 MB
 FEW_TAGS = 2_000  # a page with fewer cannot take long, whatever they are
 SMALL_PAGE = 96 << 10  # bytes; the attributes of a smaller page cannot take long
@@ -46,10 +47,16 @@ def is_too_complex(body: bytes) -> bool:
     if len(body) <= 3 * FEW_TAGS:
         return False
     page = np.frombuffer(body, np.uint8)
-    opens = np.flatnonzero(page == ord("<"))
+    num_nulls = len(page) - np.count_nonzero(page)
+    is_open = page == ord("<")
+    if num_nulls + np.count_nonzero(is_open) > 2 * MAX_TAGS + MAX_ERRORS:
+        return True
+    opens = np.flatnonzero(is_open)
     if len(opens) <= FEW_TAGS:
-        return False
+        return num_nulls > MAX_ERRORS
     tags, is_end = _tags(page, opens)
+    if num_nulls + len(opens) - len(tags) > MAX_ERRORS:
+        return True
     if len(tags) > 2 * MAX_TAGS or np.count_nonzero(is_end) < len(tags) - MAX_TAGS:
         return True
     heights, numbers = _heights(tags, is_end)

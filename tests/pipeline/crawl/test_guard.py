@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.crawl.guard import MAX_TAGS, is_too_complex
+from pipeline.crawl.guard import MAX_ERRORS, MAX_TAGS, is_too_complex
 
 ROW = b"<tr><td><b>x</b><td><font color=red>y</font><td><a href=z><i class=k>w</i></a></tr>"
 LARGE = {
@@ -14,6 +14,7 @@ LARGE = {
     "script": b"<script>" + b"if(a<b&&c<d) { x = '<div>' } " * 1_000 + b"</script>" + b"<p>y" * 9_000,
     "attributes": b"<div " + b" ".join(b"data-%d=1" % at for at in range(300)) + b">" + b"text " * 50_000,
     "text": b"words and \xff\xfe words " * 100_000,
+    "comparisons": b"<script>" + b"a < b;" * 500_000 + b"</script>",
     "nothing": b"",
 }
 EXPLODING = {
@@ -27,6 +28,9 @@ EXPLODING = {
     "formatting_in_cells": b"".join(b"<b x=%d><table><td></b></table>" % at for at in range(2_000)),
     "attributes": b"<a " + b" ".join(b"b%d" % at for at in range(60_000)) + b">",
     "attributes_quoted": b"<a x='<' " + b" ".join(b"b%d='>'" % at for at in range(60_000)) + b">",
+    "nulls": b"\0" * (MAX_ERRORS + 1),
+    "openings": b"<" * (MAX_ERRORS + 1),
+    "errors_of_both_kinds": b"<\0" * (MAX_ERRORS // 2 + 1),
     "attributes_open": b"<a " + b"/b" * 60_000,
 }
 
