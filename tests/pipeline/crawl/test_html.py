@@ -188,7 +188,7 @@ BOUND_S = 8.0  # the guard's bounds stand for about a second of parsing; a slow 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_page_takes_bounded_time(name: str) -> None:
-    for _ in range(3):  # a starved machine has taken fifty times as long, once; what a page costs, it costs each time
+    for _ in range(3):  # a starved machine may be slow once; what a page costs, it costs each time
         start = time.process_time()
         page = parse(HOSTILE[name])
         took_s = time.process_time() - start
