@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -45,9 +46,16 @@ def download_words(web: RunningWeb, out: Path, *more: str) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(web: RunningWeb, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "dataset"
+def crawled(web: RunningWeb, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("crawled") / "dataset"
     run(*crawl_words(web, out, "--local"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(web: RunningWeb, crawled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    shutil.copytree(crawled, out)
     facts = run(*download_words(web, out, "--local"))
     assert facts["rows_out"] > 50
     return out
@@ -112,9 +120,9 @@ def test_a_killed_local_run_ends_with_the_same_bytes(web, undisturbed, tmp_path,
 @pytest.mark.ray
 @pytest.mark.parametrize("seed", range(NUM_RUNS))
 @pytest.mark.parametrize("victim", ["driver", "worker", "machine"])
-def test_a_run_on_ray_that_loses_a_process_ends_with_the_same_bytes(web, undisturbed, tmp_path, victim, seed):
+def test_a_run_on_ray_that_loses_a_process_ends_with_the_same_bytes(web, crawled, undisturbed, tmp_path, victim, seed):
     rng = random.Random(f"{victim}{seed}")
-    run(*crawl_words(web, tmp_path, "--local"))
+    shutil.copytree(crawled, tmp_path, dirs_exist_ok=True)
     words = download_words(web, tmp_path)
     assert kill_at(words, rng.uniform(6.0, 10.0), victim, rng), "the run was over before it could be disturbed"
     run(*words)

@@ -49,7 +49,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.skipif(not can_unshare(), reason="mount namespaces need root here")
 @pytest.mark.parametrize("seed", range(NUM_NODES_LOST))
 def test_two_nodes_without_a_common_disk_survive_the_loss_of_one(s3, tmp_path, seed):
-    with running(MiniwebConfig(pages=60, port=0, dns_port=0)) as web:
+    with running(MiniwebConfig(pages=36, port=0, dns_port=0)) as web:
         reach = ("--allow-network", "127.0.0.0/8", "--dns", web.dns, *WEB)
         seeds = [word for seed in web.seeds for word in ("--seed", seed)]
         crawling = ("--delay-s", "0.005", "--buckets", "4", *reach)

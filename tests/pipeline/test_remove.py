@@ -337,7 +337,7 @@ def removed(made: Dataset, web: FileServer, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_a_removal_stopped_anywhere_is_finished_by_the_same_command(made, web, removed, tmp_path) -> None:
-    stride = max(1, 55 // int(os.environ.get("PAIRMILL_CHAOS", "5")))  # `make chaos` stops it at every write
+    stride = max(1, 99 // int(os.environ.get("PAIRMILL_CHAOS", "5")))  # `make chaos` stops it at every write
     path, moment = listing(tmp_path, *lines_of(web)), 0
     while True:
         folder = tmp_path / f"{moment}"

@@ -96,7 +96,7 @@ def test_two_tasks_of_slurm_train_as_one_rank_does(data, tmp_path) -> None:
     assert_same_losses(tmp_path / "two", tmp_path / "alone")
 
 
-STEPS = 40
+STEPS = 28
 
 
 @pytest.mark.ray
