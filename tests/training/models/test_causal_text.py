@@ -73,7 +73,7 @@ def test_features_and_gradients_are_those_of_the_whole_context(name, num_groups)
     ours, theirs = gradients(module, cut), gradients(module, whole)
     assert ours.keys() == theirs.keys()
     for key, gradient in theirs.items():
-        torch.testing.assert_close(ours[key], gradient, atol=1e-5, rtol=1e-5, msg=key)
+        assert (ours[key] - gradient).norm() <= 5e-6 * gradient.norm(), key  # 1e-6 at most, measured
 
 
 @settings(max_examples=30, deadline=None)
