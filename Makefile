@@ -47,14 +47,15 @@ demo: setup ## crawl a small web, download its images, write the report: out/dem
 	@$(BIN)/python -m pipeline run pipeline/recipes/demo.yaml $(DEMO_FLAGS)
 	@echo "Open out/demo/report.html in a browser. To begin anew: make clean demo"
 
-test: setup chromium ## every test
-	@$(BIN)/python -m pytest
+# Two processes: tests that start processes of their own go through one of them in turn, quick ones through the other.
+test: setup chromium ## every test, in under 25 minutes on 2 cores
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: setup ## ruff, types and the quick tests, about seven minutes on 2 cores
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -m "$(QUICK)"
+	@$(BIN)/python -m pytest -q -n 2 -m "$(QUICK)"
 
 format: setup ## mend what ruff can mend
 	@$(BIN)/ruff check --fix

@@ -18,6 +18,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
+HEAVY = ("slow", "ray", "browser", "chaos", "gpu")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` runs two processes: one has the tests that start more of them, in turn; the other the quick ones."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in HEAVY):
+            item.add_marker(pytest.mark.xdist_group("heavy"))
+
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[RayExecutor]:
