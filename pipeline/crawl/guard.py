@@ -47,7 +47,7 @@ def is_too_complex(body: bytes) -> bool:
     if len(body) <= 3 * FEW_TAGS:
         return False
     page = np.frombuffer(body, np.uint8)
-    num_nulls = len(page) - np.count_nonzero(page)
+    num_nulls = len(page) - int(np.count_nonzero(page))
     is_open = page == ord("<")
     if num_nulls + np.count_nonzero(is_open) > 2 * MAX_TAGS + MAX_ERRORS:
         return True
