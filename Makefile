@@ -51,7 +51,7 @@ demo: setup ## crawl a small web, download its images, write the report: out/dem
 test: setup chromium ## every test, in under 25 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-check: setup ## ruff, types and the quick tests, about five minutes on 2 cores
+check: setup ## ruff, types and the quick tests, under four minutes on 2 cores
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

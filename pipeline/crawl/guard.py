@@ -1,8 +1,9 @@
 """Would this page's tree be out of proportion? Bounds on nesting, attributes, errors, checked before the parser runs.
 
 Building a tree is quadratic in three things that only a hostile or broken page has much of: open elements, open
-formatting elements (which every new block opens anew) and attributes of one tag. The parser cannot be stopped once it
-runs, so a page is weighed first; the estimates err upwards.
+formatting elements (which every new block opens anew) and attributes of one tag. And the parser lists every error, in
+an array that it enlarges by a system call for each few of them. It cannot be stopped once it runs, so a page is weighed
+first; the estimates err upwards. Not bounded but by the page's size: errors inside a tag, such as stray quotes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 MAX_TAGS = 500_000  # an element takes some 200 bytes
 MAX_ATTRIBUTES = 500  # of one tag
 MAX_STEPS = 2e8  # tags x open elements: about 1 s
-MAX_ERRORS = 1_000_000  # NULs, and "<" without a tag: the parser's list of errors grows by a system call for a few
+MAX_ERRORS = 1_000_000  # NULs, and "<" without a tag: some 3,600 system calls
 MAX_REOPENED = 1e6  # tags x open formatting elements: about 0.3 s and 360 MB
 FEW_TAGS = 2_000  # a page with fewer cannot take long, whatever they are
 SMALL_PAGE = 96 << 10  # bytes; the attributes of a smaller page cannot take long
