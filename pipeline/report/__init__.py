@@ -14,9 +14,9 @@ from pipeline.report.sections import Overview, Section, overview
 from pipeline.report.source import Source
 
 SECTIONS: tuple[Callable[[Source, Overview], Section | None], ...] = (
-    sections.funnel, curation.selected, models, sections.pictures, curation.verdicts, curation.duplicate_groups,
-    curation.against_truth, curation.scores, sections.reasons, sections.failures, sections.hosts, sections.statuses,
-    sections.shapes, sections.crawl, sections.run,
+    sections.funnel, curation.selected, models, sections.pictures, curation.captions, curation.verdicts,
+    curation.duplicate_groups, curation.against_truth, curation.scores, sections.reasons, sections.failures,
+    sections.hosts, sections.statuses, sections.shapes, sections.crawl, sections.run,
 )  # fmt: skip
 
 

@@ -13,8 +13,9 @@ from filters.decide import fallen_table
 from filters.joined import score_tables
 from infra.removed import REMOVED
 from infra.selection import Selection, selections
-from infra.tables import KEYS, urls
-from pipeline.report.gallery import Picture, pictures_of
+from infra.tables import urls
+from pipeline.report.gallery import Picture
+from pipeline.report.keyed import key_of, pictures_by_uid, texts_of, values_of
 from pipeline.report.source import Source
 
 NUM_PER_REASON = 12
@@ -30,6 +31,7 @@ class Shown:
 
     picture: Picture
     source: str  # of the caption: web, or a caption table
+    text: str | None
     values: Sequence[Any]
 
 
@@ -90,7 +92,7 @@ def album(source: Source, selection: Selection, seed: int) -> Album:
     """A sample of each reason's rows, drawn by a hash of the uid. Denied and removed rows are never shown."""
     named = dict.fromkeys(name for rule in selection.summary["rules"] for name in rule["columns"])
     columns = [name for name in named if _can_be_read(source, name)]
-    files = {"files": _files(source, selection)}
+    files = {"files": files_of(source, selection)}
     counts = {KEPT: selection.summary["rows_out"], **dict(_by_number(selection.summary["dropped"]))}
     groups = []
     for word, number in counts.items():
@@ -126,7 +128,8 @@ def duplicates(source: Source, selection: Selection) -> list[Duplicates]:
             QUALIFY row_number() OVER (PARTITION BY because_of ORDER BY distance DESC, uid) <= {NUM_PER_GROUP}
             ORDER BY distance, uid""", {**files, "leads": [row["because_of"] for row in leads]},
         )  # fmt: skip
-        shown = _pictures(source, [{"uid": row["uid"]} for row in fell] + [{"uid": row["because_of"]} for row in leads])
+        uids = [{"uid": row["uid"]} for row in fell] + [{"uid": row["because_of"]} for row in leads]
+        shown = pictures_by_uid(source, uids)
         for lead in leads:
             own = [(shown[row["uid"]], row["distance"]) for row in fell
                    if row["because_of"] == lead["because_of"] and row["uid"] in shown]  # fmt: skip
@@ -144,7 +147,7 @@ def overlaps(source: Source, found: Sequence[Selection]) -> list[Overlap]:
             """
             SELECT a.keep AS one, b.keep AS other, count(*) AS n
             FROM read_parquet($one) a JOIN read_parquet($other) b USING (uid, source, n) GROUP BY ALL""",
-            {"one": _files(source, one), "other": _files(source, other)},
+            {"one": files_of(source, one), "other": files_of(source, other)},
         )
         number = {(row["one"], row["other"]): row["n"] for row in rows}
         counts = (number.get(key, 0) for key in ((True, True), (True, False), (False, True), (False, False)))
@@ -161,10 +164,16 @@ def _can_be_read(source: Source, column: str) -> bool:
 
 
 def _group(source: Source, word: str, number: int, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Group:
-    pictures = _pictures(source, rows)
-    values = _values(source, rows, columns)
+    pictures = pictures_by_uid(source, rows)
+    texts = texts_of(source, rows, pictures)
+    values = values_of(source, rows, columns)
     shown = [
-        Shown(pictures[row["uid"]], row["source"], [values[name].get(_key(row)) for name in columns])
+        Shown(
+            pictures[row["uid"]],
+            row["source"],
+            texts.get(key_of(row)),
+            [values[name].get(key_of(row)) for name in columns],
+        )
         for row in rows
         if row["uid"] in pictures
     ]
@@ -186,52 +195,9 @@ def _ranks(values: Sequence[float]) -> list[int]:
     return ranks
 
 
-def _pictures(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[bytes, Picture]:
-    """Pictures of stored rows, by uid."""
-    uids = list(dict.fromkeys(row["uid"] for row in rows))
-    found = source.query(
-        "SELECT * FROM rows WHERE is_stored AND list_contains($uids, uid)", {"uids": uids}
-    ) if uids else []  # fmt: skip
-    return {picture.row["uid"]: picture for picture in pictures_of(source, found)}
-
-
-def _values(
-    source: Source, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
-) -> dict[str, dict[tuple[Any, ...], Any]]:
-    """By column: (uid, source, n) → value. An image's score is that of all its captions."""
-    uids = [row["uid"] for row in rows]
-    result: dict[str, dict[tuple[Any, ...], Any]] = {}
-    tables = score_tables(source.dataset)
-    for column in columns:
-        table, _, name = column.partition(".")
-        if table not in tables:  # a column of the row itself
-            own = "SELECT uid, NULL AS source, NULL AS n, * FROM rows WHERE list_contains($uids, uid)"
-            known = source.query(own, {"uids": uids}) if uids else []
-            found = {row["uid"]: row.get(name) for row in known}
-            result[column] = {_key(row): found.get(row["uid"]) for row in rows}
-            continue
-        scores = {_key(row): row["value"] for row in _scores(source, table, name, uids)}
-        result[column] = {_key(row): scores.get(_key(row), scores.get((row["uid"], None, None))) for row in rows}
-    return result
-
-
-def _scores(source: Source, table: str, name: str, uids: Sequence[bytes]) -> list[dict[str, Any]]:
-    names = [file.name for file in source.dataset.ledger.tables(f"score_{table}", f"scores/{table}").values()]
-    if not names or not uids:
-        return []
-    quoted = '"' + name.replace('"', '""') + '"'
-    return source.query(
-        f"SELECT {', '.join(KEYS.names)}, {quoted} AS value FROM read_parquet($files) WHERE list_contains($uids, uid)",
-        {"files": urls(source.storage, names), "uids": list(uids)},
-    )
-
-
-def _files(source: Source, selection: Selection) -> list[str]:
+def files_of(source: Source, selection: Selection) -> list[str]:
+    """A selection's tables, as DuckDB reads them."""
     return urls(source.storage, source.dataset.tables(f"selections/{selection.name}"))
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (row["uid"], row["source"], row["n"])
 
 
 def _by_number(dropped: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from infra.page.words import share_text
 from infra.selection import Selection
 from pipeline.judge import ALL_RULES, Judgement, Tally, judge, unguarded
 from pipeline.report import charts
+from pipeline.report.captions import FATES, NUM_PER_FATE, Contest, contest
 from pipeline.report.chosen import NUM_PER_REASON, album, chosen, duplicates, overlaps
 from pipeline.report.funnel import Flow, Stage
 from pipeline.report.scored import score_columns, value_text
 from pipeline.report.sections import SEED, Overview, Section
 from pipeline.report.source import Source
-from pipeline.truth import truth_of
+from pipeline.truth import UNKNOWN
+
+# Kinds of the small web's captions, in words.
+KIND_WORDS = {
+    "wrong_random": "of another picture",
+    "wrong_attribute": "one attribute wrong",
+    "boilerplate": "boilerplate",
+    "true": "true",
+}
 
 
 def scores(source: Source, seen: Overview) -> Section | None:
@@ -58,6 +68,20 @@ def verdicts(source: Source, seen: Overview) -> Section | None:
     return Section("Kept and dropped", "verdicts", intro, {"albums": albums})
 
 
+def captions(source: Source, seen: Overview) -> Section | None:
+    """Web and synthetic captions of the same images, side by side."""
+    made = (contest(source, one, SEED) for one in chosen(source)) if source.has_rows else ()
+    found = [one for one in made if one is not None]
+    if not found:
+        return None
+    contests = [_contest(one, _judgements(source, one.selection)) for one in found]
+    intro = (
+        f"Up to {NUM_PER_FATE} images of each of {len(FATES)} fates, drawn at random with a fixed seed among those "
+        "that have captions of both kinds. Pictures that a safety score doubts, or does not know, are blurred."
+    )
+    return Section("Web and synthetic captions", "captions", intro, {"contests": contests})
+
+
 def duplicate_groups(source: Source, seen: Overview) -> Section | None:
     """Kept pictures beside those that fell because of them."""
     groups = [group for one in chosen(source) for group in duplicates(source, one)] if source.has_rows else []
@@ -70,10 +94,9 @@ def duplicate_groups(source: Source, seen: Overview) -> Section | None:
 def against_truth(source: Source, seen: Overview) -> Section | None:
     """On the small web: how often each rule was right."""
     found = chosen(source)
-    truth = truth_of(source.dataset) if found else None
-    if truth is None:
+    if not found or source.truth is None:
         return None
-    tables = [_judged(one, judge(source.dataset, one.name, truth)) for one in found]
+    tables = [_judged(one, _judgements(source, one)) for one in found]
     intro = (
         "This dataset was drawn from the small web, which knows what is wrong with each pair. Precision: of what a "
         "rule dropped, the share that is bad in the way it looks for. Recall: of the bad ones that it saw, the share "
@@ -87,6 +110,40 @@ def _flow(selection: Selection) -> Flow:
     stages = [Stage("Captions of stored images", summary["rows_in"])]
     stages += [Stage(rule["text"], rule["rows_out"], rule["dropped"]) for rule in summary["rules"]]
     return Flow("caption", tuple(stages))
+
+
+def _contest(one: Contest, judged: list[Judgement]) -> dict[str, Any]:
+    """What the page shows of it beside its figures: cuts of each score, which rule gives a reason, the truth."""
+    rules = one.selection.summary["rules"]
+    return {
+        "contest": one,
+        "fates": {fate.words: fate.num_images for fate in one.fates},
+        "cuts": [[cut for rule in rules for cut in rule["cuts"]
+                  if f"{cut['table']}.{cut['column']}" == name and isinstance(cut["value"], int | float)]
+                 for name in one.columns],
+        "rules": {reason: rule["text"] for rule in rules for reason in rule["dropped"]},
+        "kinds": _kinds(judged[-1].captions) if judged else [],
+    }  # fmt: skip
+
+
+def _judgements(source: Source, selection: Selection) -> list[Judgement]:
+    """Each rule and all of them against the small web's truth; none where there is no truth."""
+    return [] if source.truth is None else judge(source.dataset, selection.name, source.truth)
+
+
+def _kinds(captions: Mapping[str, Tally]) -> list[dict[str, Any]]:
+    """Right and wrong captions of the web, of all that the truth knows and of those that are kept."""
+    known = {kind: tally for kind, tally in captions.items() if kind != UNKNOWN}
+    wrong = sum((tally for kind, tally in known.items() if kind != "true"), Tally())
+    whole = wrong + known.get("true", Tally())
+    num_kept = whole.seen - whole.dropped
+    told = {"wrong": wrong} | {kind: known[kind] for kind in KIND_WORDS if kind in known}
+    return [
+        {"words": KIND_WORDS.get(kind, "wrong, of any kind"), "is_whole": kind == "wrong", "before": tally.seen,
+         "share_before": tally.seen / whole.seen, "after": tally.seen - tally.dropped,
+         "share_after": (tally.seen - tally.dropped) / num_kept if num_kept else None}
+        for kind, tally in told.items() if whole.seen
+    ]  # fmt: skip
 
 
 def _judged(selection: Selection, judgements: list[Judgement]) -> dict[str, Any]:

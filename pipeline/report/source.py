@@ -11,11 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from infra.dataset import Dataset
 from infra.errors import DatasetError
 from infra.ledger import DoneMark
 from infra.tables import connect, urls
+from pipeline.truth import truth_of
 
 MEMORY = "1GB"
 
@@ -102,6 +104,11 @@ class Source:
     def steps(self) -> Mapping[str, Mapping[str, DoneMark]]:
         """Done-marks by step and job."""
         return {step: self.dataset.ledger.done(step) for step in self.dataset.ledger.steps()}
+
+    @cached_property
+    def truth(self) -> pa.Table | None:
+        """What the small web knows of its pairs; None where the dataset was not crawled from it."""
+        return truth_of(self.dataset)
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Rows of a query as mappings. Raises DatasetError where a table is broken."""

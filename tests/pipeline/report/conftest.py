@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
+from filters.base import column
+from filters.rules import SelectRecipe
+from filters.select import select
 from infra.dataset import Dataset
+from infra.executors import LocalExecutor
 from infra.ledger import Counts, DoneMark
 from infra.sample import UID_BYTES, pair_uid
+from infra.selection import Selection
 from infra.shards import ShardWriter
 from infra.storage import Committed
-from infra.tables import write_table
+from infra.tables import KEYS, write_keyed_table, write_table
 from tests.servers.browser import browser  # noqa: F401 - a fixture
 
 
@@ -78,6 +84,47 @@ class Builder:
         return write_table(self.storage, name, pa.Table.from_pylist(rows))
 
 
+class World:
+    """Images by their places, with web captions, synthetic ones and scores."""
+
+    def __init__(self, builder: Builder, webs: Sequence[str | None], addresses: Sequence[str] = ()) -> None:
+        self.builder = builder
+        addresses = addresses or [f"http://a.test/{at}.jpg" for at in range(len(webs))]
+        rows = [{"url": url, "caption": web, "size": (40, 30)} for url, web in zip(addresses, webs, strict=True)]
+        builder.shard("00000", rows)
+        self.uids = [pair_uid(row["url"], row["caption"]) for row in rows]
+        self.keys: list[Key] = [(at, "web", 0) for at in range(len(webs))]
+
+    def captions(self, source: str, texts: Sequence[Sequence[str | None]]) -> None:
+        """A caption table: the texts of each image."""
+        keys = [(at, source, n) for at, own in enumerate(texts) for n in range(len(own))]
+        self._write(f"captions_{source}", f"captions/{source}", keys, CAPTIONS,
+                    text=[text for own in texts for text in own], log_prob=[-1.5] * len(keys))  # fmt: skip
+        self.keys += keys
+
+    def scores(self, table: str, values: Mapping[Key, float | None]) -> None:
+        """A score table of captions with a column of the same name."""
+        keys = sorted(values)
+        schema = pa.schema([*KEYS, column(table, pa.float32(), "")])
+        self._write(f"score_{table}", f"scores/{table}", keys, schema, **{table: [values[key] for key in keys]})
+
+    def select(self, rules: Sequence[Mapping[str, Any]], *sources: str, name: str = "capfilt") -> Selection:
+        """The selection of the web's captions and those of the sources."""
+        recipe = SelectRecipe(rules=tuple(dict(rule) for rule in rules), captions=sources)
+        select([self.builder.dataset], recipe, name, LocalExecutor())
+        return Selection(self.builder.dataset, name)
+
+    def _write(self, step: str, folder: str, keys: Sequence[Key], schema: pa.Schema, **values: Any) -> None:
+        of = [[self.uids[at] for at, _, _ in keys], [source for _, source, _ in keys], [n for _, _, n in keys]]
+        table = pa.table([pa.array(one, kind.type) for one, kind in zip([*of, *values.values()], schema, strict=True)],
+                         schema=schema)  # fmt: skip
+        name = f"{folder}/00000.parquet"
+        self.builder.mark(step, "00000", Counts(len(keys), len(keys)),
+                          (write_keyed_table(self.builder.storage, name, table),))  # fmt: skip
+
+
+CAPTIONS = pa.schema([*KEYS, column("text", pa.string(), ""), column("log_prob", pa.float32(), "")])
+Key = tuple[int, str, int]  # place of the image, source, n
 ROW_COLUMNS = ("url", "caption", "status", "reason", "error_message", "http_status", "width", "height",
                "original_width", "original_height", "bytes", "sha256")  # fmt: skip
 _NUMBERS = {"http_status", "width", "height", "original_width", "original_height", "bytes"}
