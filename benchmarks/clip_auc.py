@@ -52,7 +52,7 @@ from infra.shards import ShardWriter
 from infra.tables import read_table
 from training.evaluate.run import evaluate
 from training.evaluate.settings import EvaluationSettings
-from training.models.encoder import load_encoder
+from training.models.load import load_encoder
 
 Scores = npt.NDArray[np.float32]
 

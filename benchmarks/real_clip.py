@@ -46,7 +46,7 @@ from training.evaluate.retrieval import CUTS, pair_up
 from training.evaluate.run import evaluate
 from training.evaluate.samples import CLASSES, TEMPLATES
 from training.evaluate.settings import EvaluationSettings
-from training.models.encoder import load_encoder
+from training.models.load import load_encoder
 from training.recipe import TrainRecipe
 from training.rendezvous import joined
 from training.train import train

@@ -28,7 +28,8 @@ from infra.jobs import Resources
 from infra.memory import keep_freed
 from infra.recipe import Config, tuning
 from infra.storage import Storage
-from training.models.encoder import Encoder, load_encoder
+from training.models.encoder import Encoder
+from training.models.load import load_encoder
 from training.preprocess import Ops, UnreadableImage
 
 AHEAD = 1  # batches that are decoded while a GPU is at another

@@ -29,6 +29,7 @@ from infra.storage import Storage
 from training.ranks import Ranks
 
 FACTS = "checkpoint.json"
+CHECKPOINTS = "checkpoints"  # folder of them, below a run's
 STEP = re.compile(r"step-\d{10}/")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ALONE = Ranks()
@@ -198,6 +199,11 @@ def latest(storage: Storage) -> str | None:
     """Where the newest whole checkpoint of a training lies; None where there is none."""
     newest = next(_whole(storage), None)
     return newest.url if newest else None
+
+
+def checkpoint_of(place: str) -> str | None:
+    """A checkpoint's url: the one given, or the newest of a run's folder. None where there is none."""
+    return place if Storage(place).exists(FACTS) else latest(Storage(f"{place.rstrip('/')}/{CHECKPOINTS}"))
 
 
 def prune(storage: Storage, keep: Keep) -> None:

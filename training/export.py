@@ -11,9 +11,9 @@ from torch import Tensor
 from infra.errors import UsageError
 from infra.storage import Storage
 from training.checkpoint import Checkpoint
-from training.convert import to_transformers, transformers_config
+from training.convert.clip import to_transformers, transformers_config
 from training.models.architecture import model_cfg, preprocess_cfg
-from training.models.encoder import clip_of_checkpoint
+from training.models.load import clip_of_checkpoint
 
 Target = Literal["open_clip", "transformers", "safetensors"]
 

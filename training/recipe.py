@@ -17,8 +17,6 @@ from training.models import MODELS
 from training.optim import OptimSettings
 from training.spec import TrainSpec
 
-CHECKPOINTS = "checkpoints"  # folder of them, below a run's
-
 
 class CheckpointSettings(Config):
     """When the run's state is written, and what of it is kept."""

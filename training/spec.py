@@ -93,7 +93,8 @@ class TrainSpec:
     losses: Callable[[Any], Mapping[str, Term]]
     ops: Callable[[Any], tuple[str, str]]  # image operations of training and of evaluation, for training.preprocess
     tokenizer: Callable[[Any], Tokenizer]
-    encoder: Callable[[Any, str], Any] | None = None  # module, device → what training.evaluate asks; None: it has none
+    # module, device and, if not float32, dtype → what training.evaluate asks; None: it has none
+    encoder: Callable[..., Any] | None = None
     after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
     accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
     frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters

@@ -18,13 +18,13 @@ from torch import Tensor
 from infra.errors import FingerprintError, PairmillError, RecipeError
 from infra.preemption import ASKED_TO_LEAVE, Preemption
 from infra.storage import Storage
-from training.checkpoint import Checkpoint, Facts, Keep, latest
+from training.checkpoint import CHECKPOINTS, Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
 from training.engine import DTYPES, Engine, StepResult
 from training.evaluate.run import evaluate
 from training.flops import forward_flops, made_up, peak_flops, shadow, step_flops
 from training.ranks import Ranks
-from training.recipe import CHECKPOINTS, TrainRecipe
+from training.recipe import TrainRecipe
 from training.report import write_page
 from training.saver import Saver
 from training.spec import Batch, Outputs, Term

@@ -30,12 +30,11 @@ from infra.tables import read_table
 from tests.filters.small_datasets import caption_scores, make_dataset
 from tests.filters.stored_shards import Sample, picture, store
 from tests.servers.commands import CHECKOUT, published
-from training.checkpoint import Facts
+from training.checkpoint import CHECKPOINTS, Facts
 from training.models.clip import Clip, ClipSettings
-from training.models.encoder import load_encoder
+from training.models.load import load_encoder
 from training.preprocess import Ops, UnreadableImage
 from training.ranks import Ranks
-from training.recipe import CHECKPOINTS
 from training.saver import Saver
 
 # Shapes: E embedding

@@ -17,8 +17,7 @@ from torch import Tensor
 from infra.cli import run_main
 from infra.storage import Storage
 from training.__main__ import main
-from training.checkpoint import Checkpoint, latest
-from training.recipe import CHECKPOINTS
+from training.checkpoint import CHECKPOINTS, Checkpoint, latest
 from training.watch import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

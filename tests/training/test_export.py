@@ -14,7 +14,7 @@ from infra.torchvision_here import make_importable
 from training.checkpoint import Checkpoint, Facts
 from training.export import export
 from training.models.clip import Clip, ClipSettings, build
-from training.models.encoder import load_encoder
+from training.models.load import load_encoder
 from training.ranks import Ranks
 from training.saver import Saver
 

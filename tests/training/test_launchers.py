@@ -21,8 +21,7 @@ from infra.ray_train import Ranks, run_ranks
 from infra.storage import Storage
 from tests.training.runs import BATCH, ROOT, losses, recipe, train
 from tests.training.shards import make_shards
-from training.checkpoint import latest
-from training.recipe import CHECKPOINTS
+from training.checkpoint import CHECKPOINTS, latest
 from training.rendezvous import Place
 
 SCRIPTS = sorted((ROOT / "infra/cluster/slurm").iterdir())

@@ -30,8 +30,8 @@ from tests.training.runs import (
 )
 from tests.training.shards import make_shards
 from training.__main__ import main
-from training.checkpoint import Checkpoint, latest
-from training.recipe import CHECKPOINTS, TrainRecipe
+from training.checkpoint import CHECKPOINTS, Checkpoint, latest
+from training.recipe import TrainRecipe
 from training.watch import METRICS, read_metrics
 
 

@@ -1,4 +1,4 @@
-"""Published weights ↔ ours: names and shapes of open_clip's CLIP and of transformers' CLIPModel, both ways.
+"""Published CLIPs ↔ ours: names and shapes of open_clip's CLIP and of transformers' CLIPModel, both ways.
 
 A round trip gives every tensor back bit for bit: rows are cut and joined, matrices are turned, nothing is reckoned.
 """
@@ -133,17 +133,19 @@ def _refuse_others(cfg: Mapping[str, Any], where: str, sizes: frozenset[str], us
             raise UsageError(f"{where}.{key}={value}: a transformers CLIPModel has no such thing; export to open_clip")
 
 
-def _of_each(name: str) -> list[str]:
-    return [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
-
-
-def _swapped(pairs: Mapping[str, str]) -> dict[str, str]:
-    return {there: here for here, there in pairs.items()}
-
-
 def _renamed(name: str, pairs: Mapping[str, str]) -> str | None:
     """The name in the other column, or None where no pattern fits. The parts that stood for * are kept in order."""
     for pattern, target in pairs.items():
         if fits := re.fullmatch(re.escape(pattern).replace(r"\*", r"([^.]+)"), name):
             return target.replace("*", "{}").format(*fits.groups())
     return None
+
+
+def _swapped(pairs: Mapping[str, str]) -> dict[str, str]:
+    """The columns, changed over."""
+    return {there: here for here, there in pairs.items()}
+
+
+def _of_each(name: str) -> list[str]:
+    """The names of queries, keys and values, from that of the queries."""
+    return [name.replace("q_proj", f"{part}_proj") for part in "qkv"]

@@ -4,4 +4,12 @@ from __future__ import annotations
 
 from infra.registry import Registry
 
-MODELS = Registry("model", {"clip": "training.models.clip:SPEC"})
+MODELS = Registry(
+    "model",
+    {
+        "clip": "training.models.clip:SPEC",
+        "blip": "training.models.blip:SPEC",
+        "blip.caption": "training.models.blip:CAPTION",
+        "blip.retrieval": "training.models.blip:RETRIEVAL",
+    },
+)

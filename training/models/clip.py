@@ -23,7 +23,8 @@ from infra.recipe import tuning
 from infra.torchvision_here import make_importable
 from training.models.architecture import ArchSettings, image_ops, model_cfg, tokenizer
 from training.models.causal_text import causal_tower, encode_texts
-from training.models.weights import load_weights
+from training.models.clip_weights import load_weights
+from training.models.encoder import Encoder
 from training.objectives import contrastive
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs, Term, TrainSpec
@@ -166,12 +167,10 @@ def frozen(settings: ClipSettings) -> Sequence[str]:
     return LOCKED_IMAGE if settings.lock_image else ()
 
 
-def encoder(module: nn.Module, device: str) -> Any:
+def encoder(module: nn.Module, device: str, dtype: str = "float32") -> Encoder:
     """The trained model as evaluation asks it."""
-    from training.models.encoder import Encoder  # which is made of this module
-
     assert isinstance(module, Clip)
-    return Encoder(module, device, "float32")
+    return Encoder(module, device, dtype)
 
 
 # A convolutional tower: at this size it learns far faster than a ViT. Two thirds of the parameters are the token table.

@@ -12,16 +12,15 @@ from torch import Tensor
 from infra.errors import UsageError
 from infra.storage import Storage
 from infra.torchvision_here import make_importable
-from training.convert import from_transformers, is_transformers
+from training.convert.clip import from_transformers, is_transformers
 from training.models.architecture import ArchSettings, model_cfg, names
+from training.models.tensor_files import read_tensors, refuse_misfits
 
 if TYPE_CHECKING:
     from training.models.clip import Clip
 
 log = logging.getLogger(__name__)
 
-IN_FOLDERS = ("open_clip_model.safetensors", "model.safetensors")  # open_clip's and transformers' exports
-SHOWN = 5
 _WRAPPERS = ("module.", "_orig_mod.", "clip.")  # of DDP, torch.compile and ours
 
 
@@ -38,34 +37,15 @@ def load_weights(module: Clip, source: str) -> None:
 
 def read_weights(url: str) -> dict[str, Tensor]:
     """Tensors of a file, a folder or a checkpoint of ours, by open_clip's names. Raises UsageError."""
-    weights = _unwrapped(_read(url))
+    weights = _unwrapped(read_tensors(url))
     return from_transformers(weights) if is_transformers(weights) else weights
 
 
 def put_weights(module: Clip, weights: Mapping[str, Tensor], source: str) -> None:
     """Load tensors by open_clip's names, every one of them. source: for messages. Raises UsageError."""
     fitting = _fitted(module, dict(weights), source)
-    wanted = module.clip.state_dict()
-    faults = [
-        *_listed("missing", [name for name in wanted if name not in fitting]),
-        *_listed("not of this architecture", [name for name in fitting if name not in wanted]),
-        *_listed(
-            "of another shape",
-            [
-                f"{name} {tuple(fitting[name].shape)}, not {tuple(wanted[name].shape)}"
-                for name in wanted
-                if name in fitting and fitting[name].shape != wanted[name].shape
-            ],
-        ),
-    ]
-    if faults:
-        raise UsageError(f"{source}: not the weights of {module.settings.arch}; {'; '.join(faults)}")
+    refuse_misfits(fitting, module.clip.state_dict(), source, str(module.settings.arch))
     module.clip.load_state_dict(fitting)
-
-
-def _listed(kind: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{more}"] if names else []
 
 
 def _fitted(module: Clip, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -124,53 +104,6 @@ def _refuse_other_activation(arch: str, tag: str, *, is_quick: bool) -> None:
 
 def _is_quick(arch: str) -> bool:
     return bool(model_cfg(ArchSettings.parse({"arch": arch}, "arch")).get("quick_gelu", False))
-
-
-def _read(url: str) -> Mapping[str, Tensor]:
-    folder = Storage(url)
-    if folder.exists("checkpoint.json"):
-        from training.checkpoint import Checkpoint
-
-        return Checkpoint.open(url).weights()
-    for name in IN_FOLDERS:
-        if folder.exists(name):
-            return _read(f"{url}/{name}")
-    storage, name = Storage.of_file(url)
-    if not storage.exists(name):
-        raise UsageError(f"{url}: there is no such file; give a .safetensors file, or a checkpoint of ours")
-    return _read_safetensors(storage, name) if name.endswith(".safetensors") else _read_tensors(storage, name)
-
-
-def _read_safetensors(storage: Storage, name: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load, load_file
-
-    try:
-        # A local file is mapped, never read twice.
-        return load_file(storage.path(name)) if storage.is_local else load(storage.read(name))
-    except SafetensorError as error:
-        raise UsageError(f"{storage.file_url(name)}: not a safetensors file: {error}") from None
-
-
-def _read_tensors(storage: Storage, name: str) -> dict[str, Tensor]:
-    """A file of torch.save. torch's restricted reader makes tensors and plain containers, and calls nothing else."""
-    import torch
-
-    url = storage.file_url(name)
-    try:
-        with storage.open(name) as file:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - foreign bytes reach every line of the reader
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"{url}: not read, as more than tensors may lie in it ({reason}). Where you trust it, convert it once: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=False)['state_dict'], 'weights.safetensors')"
-        ) from None
-    weights = found.get("state_dict", found) if isinstance(found, dict) else {}
-    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UsageError(f"{url}: holds no tensors by name, nor a state_dict of them")
-    return tensors
 
 
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

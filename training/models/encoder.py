@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from infra.errors import UsageError
-from infra.storage import Storage
 from training.models.architecture import image_ops, model_cfg, preprocess_cfg, tokenizer
-from training.models.clip import Clip, ClipSettings, build
-from training.models.weights import load_weights
+
+if TYPE_CHECKING:
+    from training.models.clip import Clip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,55 +48,6 @@ class Encoder:
     def identity(self) -> dict[str, Any]:
         """What made the numbers, JSON-ready: the architecture, its weights' digest, and what is done to an image."""
         return {"arch": self._module.settings.arch, "weights": self._digest, "ops": self.ops}
-
-
-def load_encoder(
-    model: str,
-    pretrained: str | None = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    *,
-    allow_random: bool = False,
-) -> Encoder:
-    """A CLIP by the name of its architecture and its weights, or from one of our checkpoints.
-
-    model: a name of open_clip's list, a .json file in its form, or the path or url of a checkpoint of ours, or of a
-    run's folder.
-    pretrained: a tag, path or url (`training.models.weights`); a checkpoint brings its own. dtype: one of `DTYPES`.
-    Raises UsageError for unknown names, weights that do not fit, and weights that nobody trained.
-    """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype}: one of {', '.join(DTYPES)}")
-    if (checkpoint := checkpoint_of(model)) is not None:
-        if pretrained is not None:
-            raise UsageError(f"{model} is a checkpoint and brings its weights; leave pretrained out")
-        return Encoder(clip_of_checkpoint(checkpoint), device, dtype)
-    settings = ClipSettings.parse({"arch": model, "pretrained": pretrained}, "model")
-    if pretrained is None and not allow_random:
-        raise UsageError(
-            f"model {model}: without pretrained, its weights are random; give a tag, a path or a checkpoint"
-        )
-    return Encoder(build(settings), device, dtype)
-
-
-def checkpoint_of(place: str) -> str | None:
-    """A checkpoint's url: the one given, or the newest of a run's folder. None where there is none."""
-    from training.checkpoint import FACTS, latest
-    from training.recipe import CHECKPOINTS
-
-    return place if Storage(place).exists(FACTS) else latest(Storage(f"{place.rstrip('/')}/{CHECKPOINTS}"))
-
-
-def clip_of_checkpoint(url: str) -> Clip:
-    """The model of one of our checkpoints, with its weights. Raises UsageError where it holds another model."""
-    from training.checkpoint import Checkpoint
-
-    model = Checkpoint.open(url).facts.model
-    if model.get("name") != "clip":
-        raise UsageError(f"{url}: holds a {model.get('name')}, not a clip")
-    module = Clip(ClipSettings.parse(model["settings"], f"{url}/checkpoint.json"))
-    load_weights(module, url)
-    return module
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from infra.errors import UsageError
 from infra.torchvision_here import make_importable
-from training.convert import from_transformers, is_transformers, to_transformers, transformers_config
+from training.convert.clip import from_transformers, is_transformers, to_transformers, transformers_config
 from training.models.clip import Clip, ClipSettings
 
 VIT = {

@@ -17,9 +17,9 @@ from safetensors.torch import save, save_file
 
 from infra.errors import UsageError
 from infra.torchvision_here import make_importable
-from training.convert import to_transformers
+from training.convert.clip import to_transformers
 from training.models.clip import Clip, ClipSettings
-from training.models.weights import load_weights, read_weights
+from training.models.clip_weights import load_weights, read_weights
 
 make_importable()
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from infra.errors import UsageError
 from infra.torchvision_here import make_importable
 from training.models.clip import Clip, ClipSettings
-from training.models.encoder import digest_of, load_encoder
+from training.models.encoder import digest_of
+from training.models.load import load_encoder
 from training.preprocess import Ops
 
 make_importable()
