@@ -24,6 +24,7 @@ from training.blocks.text import Context as Seen
 from training.blocks.text import TextStack, WordHead
 from training.blocks.vit import Vit
 from training.models.blip_captions import JUDGE, READ, WRITE, BlipTokenizer
+from training.models.blip_encoder import BlipEncoder
 from training.models.blip_settings import (
     BlipSettings,
     CaptionSettings,
@@ -162,7 +163,7 @@ class Contrast(nn.Module):
         """patches: (B, P, D), read: (B, D), texts: (G, L) → embeddings, keys, and who is right for whom."""
         ranks, device, settings = context.ranks, patches.device, self.settings
         own = _own(ranks, len(batch))
-        image_emb, text_emb = unit(self.image(patches[:, 0])), unit(self.text(read))
+        image_emb, text_emb = self.embed_image(patches), self.embed_text(read)
         with torch.no_grad():
             own_image, own_text = self._followed(batch["image"], texts[own])
             image, text = ranks.gather(own_image), ranks.gather(own_text)  # (G, E)
@@ -185,6 +186,14 @@ class Contrast(nn.Module):
             }
         scale = self.temperature.float() + 0.0  # a sum: ZeRO-3 takes the parameter itself away
         return {"image_emb": image_emb, "text_emb": text_emb, "temperature": scale, **told}
+
+    def embed_image(self, patches: Tensor) -> Tensor:
+        """(B, P, D) → (B, E) float32, unit length."""
+        return unit(self.image(patches[:, 0]))
+
+    def embed_text(self, read: Tensor) -> Tensor:
+        """(B, D), as `Blip.read` gives it → (B, E) float32, unit length."""
+        return unit(self.text(read))
 
     def _followed(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """What the momentum encoders make of the batch: (B, E) each."""
@@ -304,6 +313,12 @@ def ops(settings: SizeSettings) -> tuple[str, str]:
     return train, f"decode|squash({size})|normalize(clip)"
 
 
+def encoder(module: nn.Module, device: str, dtype: str = "float32") -> BlipEncoder:
+    """The trained model as evaluation asks it."""
+    assert isinstance(module, Blip)
+    return BlipEncoder(module, device, dtype, ops(module.settings)[1])
+
+
 def _spec(settings: type[SizeSettings]) -> TrainSpec:
     tiny = {"vision": "tiny", "text": "tiny", "vocab": "tiny", "image_size": 64, "context": 24}
     is_contrast = issubclass(settings, ContrastSettings)
@@ -314,6 +329,7 @@ def _spec(settings: type[SizeSettings]) -> TrainSpec:
         losses=losses,
         ops=ops,
         tokenizer=BlipTokenizer,
+        encoder=encoder if is_contrast else None,
         after_step=after_step if is_contrast else None,
     )
 

@@ -23,11 +23,16 @@ class BlipTokenizer:
 
     def __init__(self, settings: SizeSettings) -> None:
         self.context, self._max_words = settings.context, settings.max_words
-        self.prompt = settings.prompt if isinstance(settings, CaptionSettings) else ""
         words = settings.vocab if isinstance(settings.vocab, tuple) else read_words(settings.vocab)
         self.words = WordPiece(words, more=(WRITE, JUDGE))
-        self.num_prompt = len(self.words.pieces([self.prompt])[0])
         self.pad, self.end = self.words.id(PAD), self.words.id(END)
+
+        self.begin_with(settings.prompt if isinstance(settings, CaptionSettings) else "")
+
+    def begin_with(self, prompt: str) -> None:
+        """Let every caption begin so."""
+        self.prompt = prompt
+        self.num_prompt = len(self.words.pieces([prompt])[0])
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, context) int64: [CLS], the prompt, the caption, [SEP], padding."""

@@ -8,6 +8,11 @@ from torch import nn
 
 from infra.errors import UsageError
 from training.models import MODELS
+from training.models.blip import CAPTION, RETRIEVAL, Blip, ops
+from training.models.blip_encoder import BlipEncoder
+from training.models.blip_settings import CaptionSettings
+from training.models.blip_weights import located, published_settings
+from training.models.captioner import Captioner
 from training.models.clip import Clip, ClipSettings, build
 from training.models.encoder import DTYPES, Encoder
 from training.spec import TrainSpec
@@ -45,6 +50,48 @@ def load_encoder(
             f"model {model}: without pretrained, its weights are random; give a tag, a path or a checkpoint"
         )
     return Encoder(build(settings), device, dtype)
+
+
+def load_captioner(
+    place: str, device: str = "cpu", dtype: str = "float32", *, prompt: str | None = None, vocab: str | None = None
+) -> Captioner:  # fmt: skip
+    """What writes captions: a checkpoint or run of ours, or a published BLIP, by a path, url or its name on the hub.
+
+    prompt: what captions begin with; unset: the checkpoint's, or "a picture of ". vocab: of a published one.
+    Raises UsageError where it cannot write, or does not load.
+    """
+    module = _blip_of(place, CAPTION, vocab)
+    prompt = prompt if prompt is not None else getattr(module.settings, "prompt", None)
+    settings = CaptionSettings.model_fields["prompt"]
+    module.tokenizer.begin_with(prompt if prompt is not None else settings.default)
+    return Captioner(module, device, dtype, ops(module.settings)[1])
+
+
+def load_matcher(
+    place: str, device: str = "cpu", dtype: str = "float32", *, vocab: str | None = None
+) -> BlipEncoder:  # fmt: skip
+    """What says whether a text matches an image; arguments and errors as of `load_captioner`."""
+    module = _blip_of(place, RETRIEVAL, vocab)
+    return BlipEncoder(module, device, dtype, ops(module.settings)[1])
+
+
+def _blip_of(place: str, published: TrainSpec, vocab: str | None) -> Blip:
+    from training.checkpoint import checkpoint_of
+
+    if (checkpoint := checkpoint_of(place)) is not None:
+        if vocab is not None:
+            raise UsageError(f"{place} is a checkpoint and brings its vocabulary; leave vocab out")
+        name, _, module = module_of(checkpoint)
+        if not isinstance(module, Blip):
+            raise UsageError(f"{place}: holds a {name}, not a blip")
+        return module
+    url = located(place)
+    values = {
+        name: value for name, value in published_settings(url, vocab).items() if name in published.Settings.model_fields
+    }
+    built = published.build(published.Settings.parse(values, place))
+    assert isinstance(built, Blip)
+    return built
 
 
 def module_of(url: str) -> tuple[str, TrainSpec, nn.Module]:
