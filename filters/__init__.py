@@ -11,6 +11,8 @@ SCORERS = Registry(
         "duplicates": "filters.duplicates:Duplicates",
         "recurrence": "filters.recurrence:Recurrence",
         "clip_score": "filters.clip_score:ClipScore",
+        "caption": "filters.capfilt:Captions",
+        "itm": "filters.capfilt:Itm",
     },
 )
 

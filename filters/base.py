@@ -60,8 +60,10 @@ class Scorer(ABC):
     and gives `score`. It is pickled before `setup`, which runs once a worker.
     """
 
-    name: ClassVar[str]  # default name of its table; --as renames it
+    name: ClassVar[str]  # in SCORERS and --set, and the default name of its table; --as renames that
     per: ClassVar[Literal["image", "caption"]]  # a row for each pair, or for each of their captions
+    writes: ClassVar[Literal["scores", "captions"]] = "scores"  # captions: see filters/capfilt.py
+    table: ClassVar[str] = ""  # default name of its table, where it is not the scorer's own
     needs_image: ClassVar[bool] = False  # encoded bytes are read only if a scorer asks for them
     facts: ClassVar[tuple[str, ...]] = ()  # further columns of the row that its pairs bring along
     holds: ClassVar[bool] = False  # a model is kept between shards: Ray gives it actors instead of tasks
@@ -96,6 +98,8 @@ class Reduction(Step):
     """
 
     name = ""
+    writes: ClassVar[Literal["scores", "captions"]] = "scores"
+    table: str = ""
     derived = True  # its fingerprint holds the list of shards
     Settings: ClassVar[type[Config]] = NoSettings
 

@@ -79,6 +79,10 @@ REASONS: dict[str, str] = {
     "duplicate_pair": "The same image address with the same caption was already found.",
     "duplicate_row": "A row with the same uid came earlier in the tables; one row, one fate.",
     "bad_row": "The table's row could not be read.",
+    # Captions that a model writes.
+    "unreadable_image": "No caption was written: the stored image could not be read.",
+    "no_words": "What the model wrote has no words.",
+    "does_not_match": "The model that compares an image and a text says that they do not belong together (CapFilt).",
     # Resharding.
     "missing_image": "The selection keeps the row, but the source's shard holds no image of it.",
     "further_caption": "Kept beside another caption of the same image, which is stored once; it lies in captions/.",

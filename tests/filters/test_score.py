@@ -180,7 +180,7 @@ def test_scores_made_together_are_those_made_one_by_one(scored: Dataset, dataset
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_how_many_rows_are_scored_at_once_changes_no_byte(scored, dataset, monkeypatch, size) -> None:
-    monkeypatch.setattr("filters.score.BATCH", size)
+    monkeypatch.setattr("filters.score_steps.BATCH", size)
     run(dataset, ALL)
     assert tables_and_marks(dataset) == tables_and_marks(scored)
 
