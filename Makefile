@@ -24,7 +24,7 @@ QUICK := not slow and not ray and not browser and not chaos and not gpu
 DEMO_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench chaos chromium clean
+.PHONY: help setup demo test check format bench chaos chromium java clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,7 +48,7 @@ demo: setup ## crawl a small web, download its images, write the report: out/dem
 	@echo "Open out/demo/report.html in a browser. To begin anew: make clean demo"
 
 # Two processes: tests that start processes of their own go through one of them in turn, quick ones through the other.
-test: setup chromium ## every test, in under 25 minutes on 2 cores
+test: setup chromium java ## every test, in under 25 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: setup ## ruff, types and the quick tests, under four minutes on 2 cores
@@ -75,6 +75,11 @@ chromium:
 	@command -v chromium >/dev/null || { [ -n "$(AS_ROOT)" ] && \
 		$(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium; } || \
 		echo "chromium: not installed and cannot be from here; the tests that look at the report will skip"
+
+java:
+	@command -v java >/dev/null || { [ -n "$(AS_ROOT)" ] && \
+		$(APT) update -qq && $(APT) install -y -qq --no-install-recommends default-jre-headless; } || \
+		echo "java: not installed and cannot be from here; the tests of caption metrics will skip"
 
 clean: ## remove what runs and tools have left; .venv and data/ stay
 	@rm -rf out .pytest_cache .mypy_cache .ruff_cache .hypothesis

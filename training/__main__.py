@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from infra.cli import CONTEXT, print_json, run_main, say_plan
+from infra.errors import UsageError
 from infra.options import config_options, given
 from training.evaluate.settings import EvaluationSettings
 
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
+CAPTION_METRICS = "caption-metrics"  # the task that needs no model, and so is none of TASKS
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 
 
@@ -23,7 +25,7 @@ def main() -> None:
 
     \b
     train        a recipe to a model: CLIP now; any number of ranks, any ZeRO stage, exact resume
-    evaluate     what a checkpoint can do: zero-shot classification, retrieval
+    evaluate     what a checkpoint can do: zero-shot classification, retrieval; how good captions are
     export       a checkpoint in the form of open_clip or transformers
     bench-data   the loader alone: is it fast enough for the model?
 
@@ -90,28 +92,44 @@ def train(
 
 
 @main.command()
-@click.argument("checkpoint", metavar="CKPT")
-@config_options(EvaluationSettings)
+@click.argument("checkpoint", metavar="[CKPT]", required=False)
+@click.option("--task", help=f"zero_shot, retrieval or {CAPTION_METRICS}.")
+@config_options(EvaluationSettings, skip=["task"])
+@click.option("--references", metavar="FILE", help="With --task caption-metrics: JSON, {id: [caption, …]} or COCO's "
+              "annotations; what people wrote.")  # fmt: skip
+@click.option("--candidates", metavar="FILE", help="With --task caption-metrics: JSON, {id: caption} or COCO's "
+              "results; the captions to score.")  # fmt: skip
 @click.option("--pretrained", metavar="TAG|PATH", help="CKPT is a name of open_clip's list, and these are its weights.")
 @click.option("--device", default=None, help="cpu, cuda, cuda:1.  [default: cuda where there is one]")
 @click.option("--out", metavar="DIR", help="Write results.json and sheet.html there.")
 @JSON
 def evaluate(
-    checkpoint: str, pretrained: str | None, device: str | None, out: str | None, as_json: bool, **values: Any
+    checkpoint: str | None, pretrained: str | None, device: str | None, out: str | None, as_json: bool, **values: Any
 ) -> None:
     """What a model can do on a dataset: with its 95 % interval, and a sheet of pictures.
 
     CKPT is a checkpoint, a run's folder (its newest checkpoint), or with --pretrained a name of open_clip's list.
+    Task caption-metrics needs no CKPT and no --data, but captions in two files, and Java: BLEU, METEOR, ROUGE-L, CIDEr,
+    and SPICE where its jars are, as pycocoevalcap counts them.
 
     
     python -m training evaluate out/clip --task retrieval --data out/demo --out out/clip/retrieval
     python -m training evaluate out/clip --task zero_shot --data out/flowers --classes names.txt --templates openai
+    python -m training evaluate --task caption-metrics --references annotations.json --candidates results.json
     """
+    if values["task"] == CAPTION_METRICS:
+        others = {"CKPT": checkpoint, "--pretrained": pretrained, "--device": device, "--out": out}
+        _score_captions(values, [name for name, value in others.items() if value is not None], as_json)
+        return
+    if checkpoint is None:
+        raise UsageError(f"CKPT is missing: what is evaluated? Only --task {CAPTION_METRICS} does without")
+    if values["references"] or values["candidates"]:
+        raise UsageError(f"--references and --candidates are for --task {CAPTION_METRICS}; leave them out")
     import torch
 
     from training.evaluate.run import evaluate as run
     from training.evaluate.run import told
-    from training.models.encoder import load_encoder
+    from training.models.load import load_encoder
 
     settings = EvaluationSettings.parse(given(EvaluationSettings, values), "evaluate")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,6 +138,23 @@ def evaluate(
         print_json(facts)
         return
     for line in told(facts):
+        click.echo(line)
+
+
+def _score_captions(values: Mapping[str, Any], others: Sequence[str], as_json: bool) -> None:
+    """Task caption-metrics. others: what else was typed, and means nothing here."""
+    from training.evaluate.caption_metrics import score_files
+
+    typed = given(EvaluationSettings, values).keys() - {"task"}
+    if stray := [*others, *sorted(f"--{name.replace('_', '-')}" for name in typed)]:
+        raise UsageError(f"{CAPTION_METRICS} takes --references and --candidates alone; leave out {', '.join(stray)}")
+    if not (values["references"] and values["candidates"]):
+        raise UsageError(f"{CAPTION_METRICS} needs --references FILE and --candidates FILE")
+    scores = score_files(values["references"], values["candidates"])
+    if as_json:
+        print_json({"task": CAPTION_METRICS, **scores.facts()})
+        return
+    for line in scores.told():
         click.echo(line)
 
 
@@ -175,8 +210,8 @@ def export(checkpoint: str, form: Any, out: str) -> None:
     \b
     python -m training export out/clip/checkpoints/step-0000000200 --to open_clip --out out/clip_open
     """
+    from training.checkpoint import checkpoint_of
     from training.export import export as write
-    from training.models.encoder import checkpoint_of
 
     write(checkpoint_of(checkpoint) or checkpoint, form, out)
     click.echo(f"{out}: written")

@@ -165,7 +165,7 @@ def test_every_caption_of_an_image_is_scored_and_its_image_encoded_once(dataset,
     rows = Rows(dataset)
     captions = [[c.text for p in rows.pairs(shard, captions=["blip"]) for c in p.captions] for shard in SHARDS]
     distinct = [{text for text in texts if text.strip()} for texts in captions]
-    read = [sample for sample in stored if sample.name not in ("cut", "garbage", "empty")]
+    read = [sample for sample in stored if sample.word not in ("cut", "garbage", "empty")]
     assert seen == {"images": len(read), "texts": sum(map(len, distinct))}
     found = cosines(dataset)
     assert len(found) > len(stored)
