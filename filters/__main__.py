@@ -33,8 +33,13 @@ def main() -> None:
 
 @main.command()
 @click.argument("dataset", metavar="DATASET")
-@click.option("--scorers", type=CommaList(), required=True, metavar="NAME,…",
-              help="text,language,image,duplicates,recurrence,clip_score,caption,itm, or my_package.module:MyScorer.")  # fmt: skip
+@click.option(
+    "--scorers",
+    type=CommaList(),
+    required=True,
+    metavar="NAME,…",
+    help="text,language,image,duplicates,recurrence,clip_score,caption,itm; my_package.module:MyScorer.",
+)
 @click.option("--as", "name", metavar="NAME", help="Name of the table, where one scorer is given.  [default: its own]")
 @click.option("--set", "settings", multiple=True, metavar="SCORER.OPTION=VALUE", help="Change one setting of a scorer.")
 @click.option("--captions", type=CommaList(), default=(), metavar="NAME,…",

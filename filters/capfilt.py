@@ -143,7 +143,7 @@ class Itm(ModelScorer):
                 seen = self.model.look(images[start : start + size])
                 tokens = self.model.tokens([texts[at] for at in here])
                 which = torch.from_numpy(rows[here] - start)
-                found[here] = self.model.match(seen, which, tokens, 4 * size).numpy()
+                found[here] = self.model.match(seen, which, tokens, 4 * size).sigmoid().numpy()
         return pa.Table.from_arrays([pa.array(found, mask=~known)], schema=self.columns)
 
 

@@ -126,9 +126,7 @@ def make_steps(
     given = apply_settings({}, tuple(settings))
     kinds = {word: find_scorer(word) for word in dict.fromkeys(scorers)}
     tables = {word: check_name(name or kind.table or kind.name) for word, kind in kinds.items()}
-    awaited = [
-        tables[word] for word, kind in kinds.items() if kind.writes == "captions" and tables[word] not in captions
-    ]
+    awaited = [tables[word] for word, kind in kinds.items() if kind.writes == "captions"]
     steps: list[Step] = []
     for word, kind in kinds.items():
         table, folder = tables[word], kind.writes

@@ -52,14 +52,14 @@ class ScoreTable(Step):
     def __init__(
         self, rows: Rows, table: str, scorer: Scorer, captions: Sequence[str] = (), awaited: Sequence[str] = ()
     ) -> None:  # fmt: skip
-        """captions: tables whose texts are scored beside the web's; awaited: more such, which are being made."""
+        """captions: tables whose texts are scored beside the web's; awaited: such that are made first, named or not."""
         self.dataset = rows.dataset
         self.rows = rows
         self.table = table
         self.name = f"score_{table}"
         self.scorer = scorer
         self.awaited = tuple(awaited) if scorer.per == "caption" else ()
-        self.captions = (*captions, *awaited) if scorer.per == "caption" else ()
+        self.captions = tuple(dict.fromkeys((*captions, *awaited))) if scorer.per == "caption" else ()
         self.resources = scorer.resources
         self.holds = scorer.holds
         if scorer.needs_image and rows.kind != "stored":
@@ -168,7 +168,8 @@ class ScorePass(Pass):
         captions = next((part.captions for part in tables if part.captions), ())
         needs_image = any(part.scorer.needs_image for part in tables)
         pairs = self.rows.pairs(job.id, images=needs_image, captions=captions, facts=list(facts))
-        size = max([BATCH, *(part.scorer.at_once for part in tables)])
+        # By all parts: where a kill left one alone, other batches would round its numbers otherwise.
+        size = max([BATCH, *(part.scorer.at_once for part in self.parts if isinstance(part, ScoreTable))])
         read, *streams = tee(batches(pairs, size), 1 + len(tables))  # a scorer may look ahead
         scored = [part.scorer.score_all(stream) for part, stream in zip(tables, streams, strict=True)]
         for batch, *found_now in zip(read, *scored, strict=True):

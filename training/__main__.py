@@ -93,7 +93,7 @@ def train(
 
 @main.command()
 @click.argument("checkpoint", metavar="[CKPT]", required=False)
-@click.option("--task", help=f"zero_shot, retrieval or {CAPTION_METRICS}.")
+@click.option("--task", help=f"zero_shot, retrieval, caption or {CAPTION_METRICS}.")
 @config_options(EvaluationSettings, skip=["task"])
 @click.option("--references", metavar="FILE", help="With --task caption-metrics: JSON, {id: [caption, …]} or COCO's "
               "annotations; what people wrote.")  # fmt: skip
@@ -127,13 +127,20 @@ def evaluate(
         raise UsageError(f"--references and --candidates are for --task {CAPTION_METRICS}; leave them out")
     import torch
 
+    from training.evaluate import WRITES
     from training.evaluate.run import evaluate as run
     from training.evaluate.run import told
-    from training.models.load import load_encoder
+    from training.models.load import load_captioner, load_encoder
 
     settings = EvaluationSettings.parse(given(EvaluationSettings, values), "evaluate")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    facts = run(load_encoder(checkpoint, pretrained, place), settings, out)
+    if settings.task in WRITES:
+        if pretrained is not None:
+            raise UsageError(f"--pretrained is for encoders of open_clip's list; {settings.task} takes CKPT alone")
+        model: Any = load_captioner(checkpoint, place)
+    else:
+        model = load_encoder(checkpoint, pretrained, place)
+    facts = run(model, settings, out)
     if as_json:
         print_json(facts)
         return

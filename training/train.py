@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -21,6 +22,7 @@ from infra.storage import Storage
 from training.checkpoint import CHECKPOINTS, Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
 from training.engine import DTYPES, Engine, StepResult
+from training.evaluate import WRITES
 from training.evaluate.run import evaluate
 from training.flops import forward_flops, made_up, peak_flops, shadow, step_flops
 from training.ranks import Ranks
@@ -55,8 +57,9 @@ class Run:
         )  # fmt: skip
         self.loader.warm_up()
         self.total = recipe.total_steps(self.loader.num_units)
-        if recipe.evaluate and self.spec.encoder is None:
-            raise RecipeError(f"evaluate: a {recipe.model['name']} cannot be asked; leave it out")
+        for each in recipe.evaluate:
+            if self._asker(each.task) is None:
+                raise RecipeError(f"evaluate: a {recipe.model['name']} cannot be asked for {each.task}; leave it out")
         torch.manual_seed(recipe.seed)
         module = self.spec.build(settings)
         self.micro_batch = recipe.data.batch // ranks.num // self.num_micro
@@ -166,18 +169,25 @@ class Run:
             return found
         weights = self.engine.weights()
         if self.ranks.rank == 0:
-            assert self.spec.encoder is not None
             settings = self.recipe.model_settings().model_copy(update={"pretrained": None})
             with torch.random.fork_rng():
                 module = self.spec.build(settings)
             module.load_state_dict(weights)
-            encoder = self.spec.encoder(module, str(self.engine.device))
             for number, each in enumerate(due):
-                facts = evaluate(encoder, each, f"{self.storage.url}/{EVALUATIONS}/{each.task}-{number}")
+                asker = self._asker(each.task)
+                assert asker is not None
+                model = asker(module, str(self.engine.device))
+                facts = evaluate(model, each, f"{self.storage.url}/{EVALUATIONS}/{each.task}-{number}")
                 for name, share in facts["metrics"].items():
                     found[f"{each.task}/{name}"] = share["value"]
-                    found |= {f"{each.task}/{name}/{end}": share[end] for end in ("low", "high")}
+                    found |= {
+                        f"{each.task}/{name}/{end}": share[end] for end in ("low", "high") if share[end] is not None
+                    }
         return found
+
+    def _asker(self, task: str) -> Callable[..., Any] | None:
+        """What makes of the module that which the task asks."""
+        return self.spec.captioner if task in WRITES else self.spec.encoder
 
     def _facts(self, done: int, metrics: Mapping[str, float]) -> Facts:
         samples = done * self.recipe.data.batch

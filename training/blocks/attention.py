@@ -86,7 +86,8 @@ class CrossAttention(nn.Module):
         keys, values = context
         rows, length, width = x.shape
         # Rows that ask the same context are as one longer row to it, so that nothing is copied for them.
-        (queries,) = _heads(self.query(x).reshape(len(keys), -1, width), self.heads, 1)
+        together = rows // max(1, len(keys)) * length  # of no rows, too
+        (queries,) = _heads(self.query(x).reshape(len(keys), together, width), self.heads, 1)
         dropout = self.dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
         return self.out(_joined(found).reshape(rows, length, width))

@@ -34,6 +34,10 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def push(self, image: Tensor, text: Tensor, ids: Tensor) -> None:
         """Add keys, image and text (G, E), ids (G, 2); the oldest go. Of more than K the last K stay."""
+        if not self.size:
+            return
+        if not self.size:
+            return
         image, text, ids = image[-self.size :], text[-self.size :], ids[-self.size :]
         start = int(self.num_pushed) % self.size
         places = (start + torch.arange(len(ids), device=ids.device)) % self.size

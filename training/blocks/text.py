@@ -9,6 +9,7 @@ a decoder; a plain encoder or language model is one. Post-norm layers, as BERT h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from training.blocks.attention import Cache, CrossAttention, KeyValues, SelfAttention
 
 Context = Sequence[KeyValues]  # of each layer
+USUAL_WIDTH = 768  # at which weights begin with a deviation of .02; narrower layers begin wider, or they hardly act
 
 
 class TextStack(nn.Module):
@@ -40,7 +42,7 @@ class TextStack(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(width, heads, hidden, roles, context_width, norm_eps, dropout) for _ in range(layers)
         )
-        self.apply(_init)
+        self.apply(partial(_init, width=width))
 
     def look(self, context: Tensor) -> Context:
         """(N, S, context width) → each layer's keys and values of it: made once, for all rows and roles that ask."""
@@ -79,7 +81,7 @@ class WordHead(nn.Module):
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.apply(_init)
+        self.apply(partial(_init, width=width))
 
     def forward(self, states: Tensor, table: Tensor) -> Tensor:
         """states: (…, D), table: (V, D) → (…, V)."""
@@ -116,8 +118,8 @@ class _Layer(nn.Module):
         return self.norm(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 
 
-def _init(module: nn.Module) -> None:
+def _init(module: nn.Module, width: int) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02 * (USUAL_WIDTH / width) ** 0.5)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

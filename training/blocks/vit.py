@@ -8,6 +8,7 @@ Source: ViT, arXiv 2010.11929; the stem of convolutions arXiv 2106.14881.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.blocks.attention import SelfAttention
 
+USUAL_WIDTH = 768  # at which weights begin with a deviation of .02; narrower layers begin wider, or they hardly act
 GROUP = 8  # channels that a stem's norm takes together
 
 
@@ -43,7 +45,7 @@ class Vit(nn.Module):
         self.memory_format = torch.channels_last if channels else torch.preserve_format
         for parameter in (self.class_token, self.positions):
             nn.init.trunc_normal_(parameter, std=0.02)
-        self.apply(_init)
+        self.apply(partial(_init, width=width))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, P, D), normed."""
@@ -76,9 +78,9 @@ def _stem(channels: Sequence[int], width: int) -> nn.Module:
     return nn.Sequential(*halvings, nn.Conv2d(channels[-1], width, 1))
 
 
-def _init(module: nn.Module) -> None:
+def _init(module: nn.Module, width: int) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=0.02 * (USUAL_WIDTH / width) ** 0.5)
         nn.init.zeros_(module.bias)
 
 

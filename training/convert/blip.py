@@ -83,7 +83,7 @@ def from_published(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, T
     left = {name for name in weights if name not in _COPIES and not _LEFT.fullmatch(name)}
     for ours, forms in _names(layout, _depth(weights, r"(?:blocks|layers)"), _depth(weights, "layer")):
         for parts in forms:
-            there = [name for name in parts if name in weights]
+            there = [name for name in parts if name in weights and not _LEFT.fullmatch(name)]
             if not there:
                 continue
             if len(there) < len(parts):
@@ -113,7 +113,9 @@ def to_published(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Ten
         if name not in forms:
             raise UsageError(f"a published BLIP has no place for {name}; export to safetensors")
         for parts in forms[name]:
-            found |= zip(parts, (piece.contiguous() for piece in tensor.chunk(len(parts))), strict=True)
+            pieces = tensor.chunk(len(parts)) if len(parts) > 1 else (tensor,)  # the temperature has no dimension
+            # Clones: safetensors takes no two names for one place in memory.
+            found |= zip(parts, (piece.clone(memory_format=torch.contiguous_format) for piece in pieces), strict=True)
     if layout == "original":
         found |= {copied: weights[name] for copied, name in _COPIES.items() if "head.bias" in weights}
     return found

@@ -9,23 +9,26 @@ effective sample size into a binomial interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from torch import Tensor
 
+RESAMPLES = 1000  # of the bootstrap
 Z = 1.959963984540054  # of the normal distribution, 95 % within
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share in [0, 1], its interval, and the number of trials."""
+    """A share in [0, 1] or a mean, its interval where one is known, and the number of trials."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
-    def facts(self) -> dict[str, float | int]:
+    def facts(self) -> dict[str, float | int | None]:
         """JSON-ready."""
         return asdict(self)
 
@@ -58,6 +61,19 @@ def mean_of_classes(hits: Tensor, trials: Tensor) -> Share | None:
         return None
     value = (hits / trials).mean().item()
     return Share(value, *_wilson(value, len(trials) ** 2 / (1 / trials).sum().item()), int(trials.sum()))
+
+
+def mean_of(values: Sequence[float]) -> Share | None:
+    """A mean of independent values that need not lie in [0, 1]; between the bootstrap's percentiles. None of no value.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    if not len(values):
+        return None
+    found, chance = np.asarray(values, np.float64), np.random.default_rng(0)
+    means = [found[chance.integers(len(found), size=len(found))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Share(float(found.mean()), float(low), float(high), len(found))
 
 
 def _wilson(value: float, n: float) -> tuple[float, float]:

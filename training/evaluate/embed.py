@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -43,6 +43,62 @@ class Encoder(Protocol):
         """JSON-ready: what made the numbers."""
 
 
+class Pictures:
+    """The images of samples, decoded a few batches ahead of whoever works on them: (samples, (B, 3, H, W)) each.
+
+    What cannot be read is left out and counted. unreadable, num_seen and digest tell of all that has been gone through.
+    Encoded bytes and pixels of a few batches are held.
+    """
+
+    def __init__(
+        self, ops: str, samples: Iterable[Sample], storage: Storage, copies: Copies, *, batch: int, threads: int
+    ) -> None:  # fmt: skip
+        self._ops, self._samples, self._storage, self._copies = Ops.parse(ops), samples, storage, copies
+        self._batch, self._threads = batch, threads
+        self.unreadable: Counter[str] = Counter()
+        self.num_seen = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    @property
+    def digest(self) -> str:
+        """Of names, captions, classes and bytes of all of them."""
+        return self._digest.hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[list[Sample], Tensor]]:
+        with ThreadPoolExecutor(self._threads) as pool:
+            begun = (
+                [(each, pool.submit(self._decode, each, self._bytes(each))) for each in group]
+                for group in batched(self._samples, self._batch)
+            )
+            for group in begun_ahead(begun, AHEAD):
+                read: list[Sample] = []
+                pixels: list[Tensor] = []
+                for sample, future in group:
+                    decoded, seen = future.result()
+                    self.num_seen += 1
+                    told = repr((sample.name, sample.captions, sample.label))
+                    self._digest.update(told.encode("utf-8", "replace") + seen)
+                    if isinstance(decoded, str):
+                        self.unreadable[decoded] += 1
+                    else:
+                        read.append(sample)
+                        pixels.append(decoded)
+                if pixels:
+                    yield read, torch.stack(pixels)
+
+    def _decode(self, sample: Sample, data: bytes | str) -> tuple[Tensor | str, bytes]:
+        if isinstance(data, str):
+            return data, data.encode()
+        seen = hashlib.blake2b(data, digest_size=16).digest()
+        try:
+            return self._ops(data, np.random.default_rng(0)), seen  # what is done for evaluation draws nothing
+        except UnreadableImage as error:
+            return error.reason, seen
+
+    def _bytes(self, sample: Sample) -> bytes | str:
+        return self._copies.read(self._storage, sample.tar, sample.offset, sample.size) if sample.size else NO_IMAGE
+
+
 @dataclass(frozen=True)
 class Images:
     """samples: those N that could be read. emb: (N, E). unreadable: the others, by reason. digest: of all of them."""
@@ -58,45 +114,16 @@ class Images:
         return len(self.samples) + sum(self.unreadable.values())
 
 
-def embed_images(
-    encoder: Encoder, samples: Iterable[Sample], storage: Storage, copies: Copies, *, batch: int, threads: int
-) -> Images:  # fmt: skip
-    """All images of `samples`. Encoded bytes and pixels of a few batches are held, and every embedding."""
-    ops = Ops.parse(encoder.ops)
+def embed_images(encoder: Encoder, pictures: Pictures) -> Images:
+    """All of them; every embedding is held."""
     read: list[Sample] = []
     embs: list[Tensor] = [torch.empty(0, encoder.dim)]
-    unreadable: Counter[str] = Counter()
-    digest = hashlib.blake2b(digest_size=16)
-
-    def decode(sample: Sample, data: bytes | str) -> tuple[Tensor | str, bytes]:
-        if isinstance(data, str):
-            return data, data.encode()
-        seen = hashlib.blake2b(data, digest_size=16).digest()
-        try:
-            return ops(data, np.random.default_rng(0)), seen  # what is done for evaluation draws nothing
-        except UnreadableImage as error:
-            return error.reason, seen
-
-    with ThreadPoolExecutor(threads) as pool:
-        begun = (
-            [(each, pool.submit(decode, each, _bytes(each, storage, copies))) for each in group]
-            for group in batched(samples, batch)
-        )
-        for group in begun_ahead(begun, AHEAD):
-            pixels: list[Tensor] = []
-            for sample, future in group:
-                decoded, seen = future.result()
-                digest.update(repr((sample.name, sample.captions, sample.label)).encode("utf-8", "replace") + seen)
-                if isinstance(decoded, str):
-                    unreadable[decoded] += 1
-                else:
-                    read.append(sample)
-                    pixels.append(decoded)
-            if pixels:
-                embs.append(encoder.images(torch.stack(pixels)))  # (B, E)
+    for samples, images in pictures:
+        read += samples
+        embs.append(encoder.images(images))  # (B, E)
     device = embs[-1].device
     emb = torch.cat([part.to(device) for part in embs])
-    return Images(read, emb, dict(sorted(unreadable.items())), digest.hexdigest())
+    return Images(read, emb, dict(sorted(pictures.unreadable.items())), pictures.digest)
 
 
 def embed_texts(encoder: Encoder, texts: Iterable[str], batch: int) -> Tensor:
@@ -110,10 +137,3 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     left = iter(items)
     while group := list(islice(left, size)):
         yield group
-
-
-def _bytes(sample: Sample, storage: Storage, copies: Copies) -> bytes | str:
-    return copies.read(storage, sample.tar, sample.offset, sample.size) if sample.size else NO_IMAGE
-
-
-Decoding = list[tuple[Sample, Future[tuple[Tensor | str, bytes]]]]

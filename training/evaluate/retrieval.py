@@ -59,8 +59,12 @@ def recall(image_emb: Tensor, text_emb: Tensor, right: Right, chunk: int = CHUNK
     """
     if not len(right.image):
         raise DatasetError("no image with a caption could be read; retrieval needs at least one")
-    of_image, of_text = ranks(image_emb, text_emb, right, chunk)
-    trials = torch.bincount(right.image, minlength=len(image_emb))
+    return shares(*ranks(image_emb, text_emb, right, chunk), right)
+
+
+def shares(of_image: Tensor, of_text: Tensor, right: Right) -> dict[str, Share]:
+    """Recall by name. of_image: (N,), of_text: (T,): wrong ones before the first right one, as `ranks` gives them."""
+    trials = torch.bincount(right.image, minlength=len(of_image))
     found = {f"image_to_text_r{cut}": share_of_hits((of_image < cut) & (trials > 0), trials > 0) for cut in CUTS}
     for cut in CUTS:
         hits = torch.zeros_like(trials).index_add(0, right.image, (of_text[right.text] < cut).long())

@@ -11,9 +11,7 @@ from typing import Any
 from infra.log import get_logger
 from infra.storage import Storage
 from training.evaluate import TASKS
-from training.evaluate.embed import Encoder
 from training.evaluate.settings import EvaluationSettings
-from training.evaluate.sheet import draw_sheet
 from training.evaluate.task import Result
 
 log = get_logger("evaluate")
@@ -22,18 +20,19 @@ RESULTS = "results.json"
 SHEET = "sheet.html"
 
 
-def evaluate(encoder: Encoder, settings: EvaluationSettings, out: str | None = None) -> dict[str, Any]:
+def evaluate(model: Any, settings: EvaluationSettings, out: str | None = None) -> dict[str, Any]:
     """Run a task. Returns what `results.json` holds: task, data, model, metrics, counts; the classes.
 
+    model: what the task asks: an encoder, or of `ASKED` what it says.
     out: folder that results.json and sheet.html are written to, a path or an fsspec url; None writes nothing.
     Raises UsageError, DatasetError or EvaluationError.
     """
     began = time.monotonic()
-    result: Result = TASKS[settings.task](encoder, settings)
+    result: Result = TASKS[settings.task](model, settings)
     facts = {
         "task": settings.task,
-        "data": {**result.trial.samples.identity(), "limit": settings.limit, "digest": result.images.digest},
-        "model": dict(encoder.identity()),
+        "data": {**result.trial.samples.identity(), "limit": settings.limit, "digest": result.digest},
+        "model": dict(model.identity()),
         "metrics": {name: share.facts() for name, share in result.metrics.items()},
         "counts": dict(result.counts),
         **result.details,
@@ -43,8 +42,10 @@ def evaluate(encoder: Encoder, settings: EvaluationSettings, out: str | None = N
         storage.commit_bytes(
             RESULTS, json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         )
+        for name, content in result.files.items():
+            storage.commit_bytes(name, json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         if settings.queries:
-            sheet = draw_sheet(settings.task, result, settings.queries, random.Random(settings.seed))
+            sheet = result.sheet(result, settings.queries, random.Random(settings.seed))
             storage.commit_bytes(SHEET, sheet.encode("utf-8", "replace"))
         storage.sweep()
     took_s = time.monotonic() - began
@@ -54,13 +55,16 @@ def evaluate(encoder: Encoder, settings: EvaluationSettings, out: str | None = N
 
 def told(facts: Mapping[str, Any]) -> list[str]:
     """What a person reads of it: a line a metric, and what of the data did not count."""
-    lines = [
-        f"{name}: {100 * share['value']:.1f} %  (95 %: {100 * share['low']:.1f} to {100 * share['high']:.1f}; "
-        f"of {share['n']:,})"
-        for name, share in facts["metrics"].items()
-    ]
+    lines = [f"{name}: {_told(share)}" for name, share in facts["metrics"].items()]
     counts = facts["counts"]
     lost = {f"unreadable, {reason}": number for reason, number in counts["unreadable"].items()}
     lost |= {name: number for name, number in counts.items() if name.startswith("without_")}
     more = "".join(f"; {number:,} {what.replace('_', ' ')}" for what, number in lost.items())
     return [*lines, f"{counts['images']:,} images of {counts['samples']:,} samples{more}"]
+
+
+def _told(share: Mapping[str, Any]) -> str:
+    value = f"{100 * share['value']:.1f}"
+    if share["low"] is None:
+        return f"{value}  (of {share['n']:,})"
+    return f"{value}  (95 %: {100 * share['low']:.1f} to {100 * share['high']:.1f}; of {share['n']:,})"

@@ -10,7 +10,7 @@ from infra.recipe import Config, tuning
 class EvaluationSettings(Config):
     """What an encoder is tried on, and how."""
 
-    task: str = Field(description="zero_shot or retrieval.")
+    task: str = Field(description="zero_shot, retrieval or caption.")
     data: str = Field(
         description="Folder of shards, local or an fsspec url: a dataset, or one in CLIP_benchmark's form."
     )
@@ -22,6 +22,14 @@ class EvaluationSettings(Config):
     templates: str | None = Field(
         None, description="File of sentences with {} for the class's name, a line each, or openai. Unset: the data's."
     )
+    rerank: int = Field(
+        0,
+        ge=0,
+        description="retrieval: so many of the nearest are ordered anew by whether they match, by a BLIP.",
+    )
+    num_beams: int = Field(3, ge=1, description="caption: beams; 1 is greedy.")
+    max_length: int = Field(20, ge=2, description="caption: most tokens, the prompt and the end among them.")
+    min_length: int = Field(5, ge=0, description="caption: fewest tokens, the prompt among them.")
     limit: int | None = Field(None, gt=0, description="The first so many samples alone.")
     queries: int = Field(8, ge=0, description="Images, and texts, on the picture sheet; 0: no sheet.")
     seed: int = Field(0, ge=0, description="Of the choice of these.")

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from infra.page import templates_of
 from training.evaluate.retrieval import TIE
-from training.evaluate.task import Result
+from training.evaluate.samples import Sample
+from training.evaluate.task import Found, Result, Trial
 from training.preprocess.decode import Decode, UnreadableImage
 
 SHOWN = 5  # answers of a query
@@ -49,13 +50,14 @@ class Query:
     right: Sequence[int]
 
 
-def draw_sheet(task: str, result: Result, num_queries: int, rng: random.Random) -> str:
+def draw_sheet(found: Found, result: Result, num_queries: int, rng: random.Random) -> str:
     """The page: `num_queries` images and as many texts that some image has, or all where there are fewer."""
-    right, images, text_emb = result.right, result.images.emb, result.text_emb
+    right, images, text_emb = found.right, found.images.emb, found.text_emb
     by_image = ask(_choose(right.image, num_queries, rng), images, text_emb, right.image, right.text)
     by_text = ask(_choose(right.text, num_queries, rng), text_emb, images, right.text, right.image)
     wanted = {query.number for query in by_image} | {each.number for query in by_text for each in query.answers}
-    pictures = {number: _thumbnail(result, number) for number in sorted(wanted)}
+    pictures = {number: thumbnail(found.trial, found.images.samples[number]) for number in sorted(wanted)}
+    task = result.trial.settings.task
     title, texts = TITLES.get(task, (task, "texts"))
     return (
         _templates()
@@ -86,9 +88,9 @@ def _choose(numbers: Tensor, num_queries: int, rng: random.Random) -> list[int]:
     return sorted(rng.sample(known, min(num_queries, len(known))))
 
 
-def _thumbnail(result: Result, number: int) -> str | None:
+def thumbnail(trial: Trial, sample: Sample) -> str | None:
     """A data: url; None where the image cannot be read any more."""
-    data = result.trial.encoded(result.images.samples[number])
+    data = trial.encoded(sample)
     if isinstance(data, str):
         return None
     try:
@@ -112,6 +114,6 @@ def _templates() -> Environment:
 
 def _label(metric: str) -> str:
     """A metric's name as people read it."""
-    if found := re.fullmatch(r"(\w+)_r(\d+)", metric):
-        return f"{found[1].replace('_', ' ')}, recall@{found[2]}"
+    if found := re.fullmatch(r"(reranked_)?(\w+)_r(\d+)", metric):
+        return f"{found[2].replace('_', ' ')}, recall@{found[3]}" + (", re-ranked" if found[1] else "")
     return {"top1": "accuracy", "top5": "right among five"}.get(metric, metric.replace("_", " "))

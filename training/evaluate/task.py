@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +16,7 @@ from infra.errors import PairmillError
 from training.data.copies import Copies
 from training.data.source import DatasetSettings
 from training.evaluate.confidence import Share
-from training.evaluate.embed import Encoder, Images, embed_images, embed_texts
+from training.evaluate.embed import Images, Pictures, embed_images, embed_texts
 from training.evaluate.retrieval import Right
 from training.evaluate.samples import Sample, samples_of
 from training.evaluate.settings import EvaluationSettings
@@ -27,10 +29,10 @@ class EvaluationError(PairmillError):
 
 
 class Trial:
-    """An encoder before the data of its settings: what the tasks share. Raises as `samples_of` does."""
+    """A model before the data of its settings: what the tasks share. Raises as `samples_of` does."""
 
-    def __init__(self, encoder: Encoder, settings: EvaluationSettings, *, labelled: bool) -> None:
-        self.encoder, self.settings = encoder, settings
+    def __init__(self, model: Any, settings: EvaluationSettings, *, labelled: bool) -> None:
+        self.model, self.settings = model, settings
         source = DatasetSettings.parse(
             {"path": settings.data, "selection": settings.selection, "captions": settings.captions,
              "index": settings.index},
@@ -40,17 +42,21 @@ class Trial:
         folder = settings.copies or os.path.join(tempfile.gettempdir(), f"pairmill-copies-{os.getuid()}")
         self._copies = Copies(folder, int(settings.copies_gib * GIB))
 
+    def pictures(self, ops: str, samples: Iterable[Sample]) -> Pictures:
+        """Their images, as a model sees them."""
+        threads = self.settings.threads or os.cpu_count() or 1
+        return Pictures(
+            ops, samples, self.samples.storage, self._copies, batch=self.settings.batch, threads=threads
+        )  # fmt: skip
+
     def embed_images(self, samples: Iterable[Sample]) -> Images:
         """Their images. Raises EvaluationError where the encoder's numbers are not finite."""
-        threads = self.settings.threads or os.cpu_count() or 1
-        found = embed_images(
-            self.encoder, samples, self.samples.storage, self._copies, batch=self.settings.batch, threads=threads
-        )  # fmt: skip
+        found = embed_images(self.model, self.pictures(self.model.ops, samples))
         return Images(found.samples, _finite(found.emb, "images"), found.unreadable, found.digest)
 
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
         """(T, E). Raises EvaluationError where the encoder's numbers are not finite."""
-        return _finite(embed_texts(self.encoder, texts, self.settings.batch), "texts")
+        return _finite(embed_texts(self.model, texts, self.settings.batch), "texts")
 
     def encoded(self, sample: Sample) -> bytes | str:
         """The image's bytes, or a word for why there are none."""
@@ -58,16 +64,50 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What was compared with what: emb of images and text_emb (T, E) of right.texts, for the sheet."""
+
+    trial: Trial
+    images: Images
+    text_emb: Tensor
+    right: Right
+
+
+@dataclass(frozen=True)
 class Result:
-    """metrics and counts by name; details: further facts of the task, JSON-ready. text_emb: (T, E) of right.texts."""
+    """metrics and counts by name; details: further facts of the task, JSON-ready; digest: of the data.
+
+    sheet: draws a page of so many queries, chosen by that chance. files: names and contents, JSON-ready, that lie beside
+    the results.
+    """
 
     trial: Trial
     metrics: Mapping[str, Share]
     counts: Mapping[str, Any]
     details: Mapping[str, Any]
-    images: Images
-    text_emb: Tensor
-    right: Right
+    digest: str
+    sheet: Callable[[Result, int, random.Random], str]
+    files: Mapping[str, Any] = field(default_factory=dict)
+
+
+def counts_of(num_tried: int, unreadable: Mapping[str, int], without: Counter[str]) -> dict[str, object]:
+    """samples = images + unreadable, by reason + those that lack what the task needs."""
+    num_lost = sum(unreadable.values())
+    return {
+        "samples": num_tried + without.total(),
+        "images": num_tried - num_lost,
+        "unreadable": dict(unreadable),
+        **without,
+    }
+
+
+def only(samples: Iterable[Sample], without: Counter[str], what: str) -> Iterator[Sample]:
+    """The samples that have a class, or a caption; the others are counted."""
+    for sample in samples:
+        if sample.captions if what == "caption" else sample.label is not None:
+            yield sample
+        else:
+            without[f"without_{what}"] += 1
 
 
 def _finite(emb: Tensor, what: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 import torch
@@ -11,10 +11,11 @@ import torch
 from infra.errors import UsageError
 from infra.storage import Storage
 from training.evaluate.embed import Encoder
+from training.evaluate.matching import reranked
 from training.evaluate.retrieval import Right, pair_up, recall
-from training.evaluate.samples import Sample
 from training.evaluate.settings import EvaluationSettings
-from training.evaluate.task import Result, Trial
+from training.evaluate.sheet import draw_sheet
+from training.evaluate.task import Found, Result, Trial, counts_of, only
 from training.evaluate.zero_shot import accuracy, classifier, read_prompts
 
 
@@ -24,12 +25,12 @@ def zero_shot(encoder: Encoder, settings: EvaluationSettings) -> Result:
     prompts = read_prompts(Storage(settings.data), settings.classes, settings.templates)
     without: Counter[str] = Counter()
     samples = islice(trial.samples, settings.limit)
-    images = trial.embed_images(_only(samples, without, "class"))
+    images = trial.embed_images(only(samples, without, "class"))
     class_emb = classifier(trial.embed_texts, prompts)
     labels = torch.tensor([sample.label for sample in images.samples], dtype=torch.int64)
     found = accuracy(images.emb, labels, class_emb)
     counts = {
-        **_counts(images.num_seen, images.unreadable, without),
+        **counts_of(images.num_seen, images.unreadable, without),
         "classes": len(prompts.classes),
         "classes_without_image": int((found.num_images == 0).sum()),
         "classes_of_one_name": len(prompts.classes) - len(set(prompts.classes)),
@@ -37,7 +38,8 @@ def zero_shot(encoder: Encoder, settings: EvaluationSettings) -> Result:
     }
     right = Right(prompts.classes, torch.arange(len(labels)), labels)
     details = {"classes": found.by_class(prompts.classes), "templates": list(prompts.templates)}
-    return Result(trial, found.metrics, counts, details, images, class_emb, right)
+    sheet = partial(draw_sheet, Found(trial, images, class_emb, right))
+    return Result(trial, found.metrics, counts, details, images.digest, sheet)
 
 
 def retrieval(encoder: Encoder, settings: EvaluationSettings) -> Result:
@@ -47,33 +49,17 @@ def retrieval(encoder: Encoder, settings: EvaluationSettings) -> Result:
     trial = Trial(encoder, settings, labelled=False)
     without: Counter[str] = Counter()
     samples = islice(trial.samples, settings.limit)
-    images = trial.embed_images(_only(samples, without, "caption"))
+    images = trial.embed_images(only(samples, without, "caption"))
     right = pair_up([sample.captions for sample in images.samples])
     text_emb = trial.embed_texts(right.texts)
     counts = {
-        **_counts(images.num_seen, images.unreadable, without),
+        **counts_of(images.num_seen, images.unreadable, without),
         "captions": len(right.text),
         "texts": len(right.texts),
         "shared_texts": right.num_shared,
     }
-    return Result(trial, recall(images.emb, text_emb, right), counts, {}, images, text_emb, right)
-
-
-def _only(samples: Iterable[Sample], without: Counter[str], what: str) -> Iterator[Sample]:
-    """The samples that have a class, or a caption; the others are counted."""
-    for sample in samples:
-        if sample.captions if what == "caption" else sample.label is not None:
-            yield sample
-        else:
-            without[f"without_{what}"] += 1
-
-
-def _counts(num_tried: int, unreadable: Mapping[str, int], without: Counter[str]) -> dict[str, object]:
-    """samples = images + unreadable, by reason + those that lack what the task needs."""
-    num_lost = sum(unreadable.values())
-    return {
-        "samples": num_tried + without.total(),
-        "images": num_tried - num_lost,
-        "unreadable": dict(unreadable),
-        **without,
-    }
+    metrics = recall(images.emb, text_emb, right)
+    if settings.rerank:
+        metrics |= reranked(trial, images, text_emb, right, settings.rerank)
+    found = Found(trial, images, text_emb, right)
+    return Result(trial, metrics, counts, {}, images.digest, partial(draw_sheet, found))

@@ -34,6 +34,7 @@ from training.models.blip_settings import (
     SizeSettings,
 )
 from training.models.blip_weights import load_weights
+from training.models.captioner import Captioner
 from training.objectives.language import language_loss
 from training.objectives.matching import draw_negatives, matching_loss
 from training.objectives.momentum import momentum_loss
@@ -128,10 +129,12 @@ class Blip(nn.Module):
         images, arrived, counts = wrong_image, texts[own], has_image
         if ranks.num > 1:
             asked, is_asked = ranks.gather(wrong_image), ranks.gather(has_image)  # (G,)
-            here = ((asked >= own.start) & (asked < own.stop)).nonzero()[:, 0]
-            images, arrived, counts = asked[here] - own.start, texts[here], is_asked[here]
-        if len(images):
-            logits.append(self.judge(arrived, [(keys[images], values[images]) for keys, values in seen]))
+            is_here = (asked >= own.start) & (asked < own.stop)
+            # Where none is, one that does not count: ZeRO-3 gathers weights in each pass, so ranks must make the same.
+            here = is_here.nonzero()[:, 0] if is_here.any() else torch.zeros_like(asked[:1])
+            images, counts = (asked[here] - own.start).clamp(0, size - 1), (is_asked & is_here)[here]
+            arrived = texts[here]
+        logits.append(self.judge(arrived, [(keys[images], values[images]) for keys, values in seen]))
         is_match = torch.tensor([True, False], device=device).repeat(size)
         return {
             "match_logits": torch.cat(logits),
@@ -319,6 +322,12 @@ def encoder(module: nn.Module, device: str, dtype: str = "float32") -> BlipEncod
     return BlipEncoder(module, device, dtype, ops(module.settings)[1])
 
 
+def captioner(module: nn.Module, device: str, dtype: str = "float32") -> Captioner:
+    """The trained model as one that writes."""
+    assert isinstance(module, Blip)
+    return Captioner(module, device, dtype, ops(module.settings)[1])
+
+
 def _spec(settings: type[SizeSettings]) -> TrainSpec:
     tiny = {"vision": "tiny", "text": "tiny", "vocab": "tiny", "image_size": 64, "context": 24}
     is_contrast = issubclass(settings, ContrastSettings)
@@ -330,6 +339,7 @@ def _spec(settings: type[SizeSettings]) -> TrainSpec:
         ops=ops,
         tokenizer=BlipTokenizer,
         encoder=encoder if is_contrast else None,
+        captioner=captioner if issubclass(settings, LanguageSettings) else None,
         after_step=after_step if is_contrast else None,
     )
 

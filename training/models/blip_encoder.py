@@ -58,7 +58,7 @@ class BlipEncoder:
 
     @torch.inference_mode()
     def match(self, seen: Context, images: Tensor, tokens: Tensor, batch: int) -> Tensor:
-        """Probabilities that each text matches its image: (R,) float32 on the CPU.
+        """Log odds that each text matches its image: (R,) float32 on the CPU; their logistic is the probability.
 
         seen: of N images. images: (R,) int64, the image of each pair. tokens: (R, L). batch: pairs at once. Texts of
         like length go together, so that little of a batch is padding; a pair's number does not hang on the others.
@@ -69,7 +69,7 @@ class BlipEncoder:
             ids = self._tokenizer.trimmed(tokens[rows]).to(self._device)
             which = images[rows].to(self._device)
             logits = self._module.judge(ids, [(keys[which], values[which]) for keys, values in seen])
-            found[rows] = logits.float().softmax(1)[:, 1].cpu()
+            found[rows] = (logits[:, 1].float() - logits[:, 0].float()).cpu()
         return found
 
     def identity(self) -> dict[str, Any]:

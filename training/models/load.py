@@ -10,7 +10,6 @@ from infra.errors import UsageError
 from training.models import MODELS
 from training.models.blip import CAPTION, RETRIEVAL, Blip, ops
 from training.models.blip_encoder import BlipEncoder
-from training.models.blip_settings import CaptionSettings
 from training.models.blip_weights import located, published_settings
 from training.models.captioner import Captioner
 from training.models.clip import Clip, ClipSettings, build
@@ -57,13 +56,13 @@ def load_captioner(
 ) -> Captioner:  # fmt: skip
     """What writes captions: a checkpoint or run of ours, or a published BLIP, by a path, url or its name on the hub.
 
-    prompt: what captions begin with; unset: the checkpoint's, or "a picture of ". vocab: of a published one.
+    prompt: what captions begin with; unset: as it was trained, and for a published one "a picture of ". vocab: of a
+    published one.
     Raises UsageError where it cannot write, or does not load.
     """
     module = _blip_of(place, CAPTION, vocab)
-    prompt = prompt if prompt is not None else getattr(module.settings, "prompt", None)
-    settings = CaptionSettings.model_fields["prompt"]
-    module.tokenizer.begin_with(prompt if prompt is not None else settings.default)
+    if prompt is not None:
+        module.tokenizer.begin_with(prompt)
     return Captioner(module, device, dtype, ops(module.settings)[1])
 
 

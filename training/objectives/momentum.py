@@ -37,5 +37,5 @@ def momentum_loss(
 
 
 def _logits(queries: Tensor, keys: Tensor, is_key: Tensor, temperature: Tensor) -> Tensor:
-    """(B, C), minus infinity where there is no key."""
-    return (queries.float() @ keys.float().T / temperature).masked_fill(~is_key, float("-inf"))
+    """(B, C); where there is no key, the lowest number: of minus infinity alone a softmax would be no number."""
+    return (queries.float() @ keys.float().T / temperature).masked_fill(~is_key, torch.finfo(torch.float32).min)
