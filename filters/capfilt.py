@@ -81,7 +81,9 @@ class Captions(ModelScorer):
     def load(self, device: str) -> Any:
         """The captioner."""
         given = self._given
-        return load_captioner(self._checkpoint, device, given.dtype, prompt=given.prompt, vocab=anywhere(given.vocab))
+        model = load_captioner(self._checkpoint, device, given.dtype, prompt=given.prompt, vocab=anywhere(given.vocab))
+        model.check(given)
+        return model
 
     def answer(self, batch: Batch, images: Tensor, row_of_pair: Mapping[int, int]) -> pa.Table:
         """The columns, and before them `pair`, the place of the image in the batch, `n`, and `fate`: null, or a reason.

@@ -132,7 +132,7 @@ class CaptionTable(ScoreTable):
 
     def publish(self, shard: str, parts: Sequence[pa.Table]) -> Outcome:
         """Write a shard's captions. Rows in = captions asked for, of which those without a text fall by a reason."""
-        whole = pa.concat_tables(parts) if parts else None
+        whole = _once(pa.concat_tables(parts)) if parts else None
         dropped = Counter(fate for fate in whole["fate"].to_pylist() if fate is not None) if whole else Counter[str]()
         kept = [whole.filter(pc.is_null(whole["fate"]))] if whole else []
         told = json.dumps({"by": self.settings()}, sort_keys=True).encode()
@@ -140,6 +140,17 @@ class CaptionTable(ScoreTable):
         file = write_keyed_table(self.dataset.storage, f"{self.folder}/{self.table}/{shard}.parquet", table)
         counts = Counts(table.num_rows + dropped.total(), table.num_rows, dict(dropped))
         return Outcome(counts, (file,))
+
+
+def _once(captions: pa.Table) -> pa.Table:
+    """Keys name one caption: of a uid that stands twice, as folders of others may have it, the first is kept."""
+    seen: set[tuple[bytes, int]] = set()
+    fates = captions["fate"].to_pylist()
+    for row, key in enumerate(zip(captions["uid"].to_pylist(), captions["n"].to_pylist(), strict=True)):
+        if key in seen and fates[row] is None:
+            fates[row] = "duplicate_row"
+        seen.add(key)
+    return captions.set_column(captions.schema.get_field_index("fate"), "fate", pa.array(fates, pa.string()))
 
 
 class ScorePass(Pass):

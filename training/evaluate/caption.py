@@ -46,6 +46,7 @@ def caption(captioner: Captioner, settings: EvaluationSettings) -> Result:
     """
     trial = Trial(captioner, settings, labelled=False)
     generation = generation_of(settings)
+    captioner.check(generation)
     pictures = trial.pictures(captioner.ops, islice(trial.samples, settings.limit))
     shown: list[Sample] = []
     written: dict[str, str] = {}

@@ -77,7 +77,7 @@ class Found:
 class Result:
     """metrics and counts by name; details: further facts of the task, JSON-ready; digest: of the data.
 
-    sheet: draws a page of so many queries, chosen by that chance. files: names and contents, JSON-ready, that lie beside
+    sheet: draws a page of so many queries, chosen by that chance. files: by name, JSON-ready; written beside
     the results.
     """
 

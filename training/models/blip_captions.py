@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from infra.recipe import fingerprint
 from training.models.blip_settings import CaptionSettings, SizeSettings
 from training.tokenize import END, MAX_CHARACTERS, PAD, START, WordPiece, read_words
 
@@ -33,6 +34,11 @@ class BlipTokenizer:
         """Let every caption begin so."""
         self.prompt = prompt
         self.num_prompt = len(self.words.pieces([prompt])[0])
+
+    def identity(self) -> dict[str, str | int]:
+        """What ids depend on, less the prompt, JSON-ready."""
+        words = fingerprint(self.words.words)
+        return {"words": words, "context": self.context, "max_words": self._max_words}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, context) int64: [CLS], the prompt, the caption, [SEP], padding."""

@@ -85,4 +85,5 @@ def identity_of(module: Blip, ops: str) -> Mapping[str, Any]:
     """JSON-ready: what a Blip's answers depend on. Taken before its weights change their dtype."""
     asked = {name: one for name, one in module.state_dict().items() if not name.startswith(TRAINING_ONLY)}
     vision, text = (part.model_dump(mode="json") for part in (module.settings.vision, module.settings.text))
-    return {"vision": vision, "text": text, "weights": digest_of(asked), "ops": ops}
+    sizes = {"vision": vision, "text": text, **module.tokenizer.identity()}
+    return {**sizes, "weights": digest_of(asked), "ops": ops}

@@ -43,6 +43,15 @@ class Captioner:
         self._module, self._head = module.eval().requires_grad_(False).to(device, DTYPES[dtype]), module.head
         self._tokenizer, self._device, self._dtype = module.tokenizer, torch.device(device), DTYPES[dtype]
 
+    def check(self, settings: GenerationSettings) -> None:
+        """Raises UsageError where captions of such lengths cannot be written."""
+        longest, prompt = self._module.settings.text.positions, 1 + self._tokenizer.num_prompt
+        if not prompt < settings.max_length <= longest:
+            raise UsageError(
+                f"max_length={settings.max_length}: give more than the {prompt} tokens of the prompt, "
+                f"{self._tokenizer.prompt!r}, and at most the model's {longest} positions"
+            )
+
     @torch.inference_mode()
     def write(self, images: Tensor, uids: Sequence[bytes], settings: GenerationSettings) -> list[list[Written]]:
         """(B, 3, size, size) → `settings.num` captions of each. uids: B, what chance is keyed by."""
