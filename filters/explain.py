@@ -50,6 +50,7 @@ class Life:
     fate: str  # stored, or the reason it is not
     place: str | None  # shard
     page: Mapping[str, Any] | None = None
+    captions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # further ones, by table
     scores: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     verdicts: Mapping[str, Sequence[Verdict]] = field(default_factory=dict)
     selected: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -75,17 +76,24 @@ def _life(dataset: Dataset, found: Found) -> Life:
     life = Life(uid.hex(), found.row, found.fate, shard, _page(dataset, found.row.get("page_url")))
     if shard is None or found.fate not in (STORED, WAITING):
         return life
+    captions = {table: _of(dataset, f"captions/{table}/{shard}.parquet", uid) for table in _caption_tables(dataset)}
     scores = {table: _of(dataset, f"scores/{table}/{shard}.parquet", uid) for table in score_tables(dataset)}
     selected = {name: _of(dataset, selection_table(name, shard), uid) for name in selections(dataset)}
     selected = {name: told for name, told in selected.items() if told}
     return replace(
         life,
+        captions={table: told for table, told in captions.items() if told},
         scores={table: told for table, told in scores.items() if told},
         selected=selected,
         verdicts={name: list(_verdicts(Selection(dataset, name), shard, uid)) for name in selected},
         stored_in=[*([dataset.storage.file_url(dataset.tar(shard))] if found.fate == STORED else []),
                    *_resharded(dataset, uid)],
     )  # fmt: skip
+
+
+def _caption_tables(dataset: Dataset) -> list[str]:
+    steps = dataset.ledger.steps()
+    return sorted(step.removeprefix("captions_") for step in steps if step.startswith("captions_"))
 
 
 def _verdicts(selection: Selection, shard: str, uid: bytes) -> Iterator[Verdict]:
@@ -200,20 +208,28 @@ def life_lines(life: Life) -> Iterator[str]:
         yield f"download   stored as {row.get('key')} in shard {life.place}: {size}{came}"
     else:
         yield f"download   {life.fate}: {explain_reason(life.fate)}"
+    for table, found in life.captions.items():
+        for one in found:
+            yield f"written    {table} {one['n']}: {_short(one['text'])}"
     for table, found in life.scores.items():
         for one in found:
-            of = f" ({one['source']} {one['n']})" if one["source"] not in (None, "web") else ""
+            of = _of_caption(one)
             told = ", ".join(f"{name} {_short(value)}" for name, value in one.items() if name not in KEYS.names)
             yield f"score      {table}{of}: {told}"
     for name, found in life.selected.items():
         for one in found:
-            yield f"selection  {name}: " + ("kept" if one["keep"] else f"dropped, {one['reason']}")
+            yield f"selection  {name}{_of_caption(one)}: " + ("kept" if one["keep"] else f"dropped, {one['reason']}")
         for verdict in life.verdicts[name]:
             values = ", ".join(f"{column} = {_short(value)}" for column, value in verdict.values.items())
             lead = f", {verdict.because_of} was kept" if verdict.because_of else ""
             yield f"           {verdict.rule}: {verdict.verdict}" + (f" ({values}{lead})" if values else "")
     for tar in life.stored_in:
         yield f"stored in  {tar}"
+
+
+def _of_caption(one: Mapping[str, Any]) -> str:
+    """Which caption a row is of, where it is not the web's."""
+    return f" ({one['source']} {one['n']})" if one["source"] not in (None, "web") else ""
 
 
 def as_json(life: Life) -> dict[str, Any]:
