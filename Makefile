@@ -22,9 +22,10 @@ APT := $(AS_ROOT) DEBIAN_FRONTEND=noninteractive apt-get
 
 QUICK := not slow and not ray and not browser and not chaos and not gpu
 DEMO_FLAGS ?=
+TOUR_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench chaos chromium java clean
+.PHONY: help setup demo tour test check format bench chaos chromium java clean
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +47,10 @@ $(STAMP):
 demo: setup ## crawl a small web, download its images, write the report: out/demo/report.html
 	@$(BIN)/python -m pipeline run pipeline/recipes/demo.yaml $(DEMO_FLAGS)
 	@echo "Open out/demo/report.html in a browser. To begin anew: make clean demo"
+
+tour: demo java ## the demo, then BLIP's loop on it: write captions, judge them, learn anew: out/demo/bootstrap.html
+	@$(BIN)/python -m pipeline run pipeline/recipes/bootstrap.yaml $(TOUR_FLAGS)
+	@echo "Open out/demo/bootstrap.html in a browser."
 
 # Two processes: tests that start processes of their own go through one of them in turn, quick ones through the other.
 test: setup chromium java ## every test, in under 25 minutes on 2 cores

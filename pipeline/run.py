@@ -87,6 +87,11 @@ class Recipe(Config):
     """A whole run. The parts are done in this order; a part that is left out is skipped."""
 
     dataset: str = Field(description="The dataset folder, or its fsspec url.")
+    name: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9_]+$",
+        description="Of its resolved copy, recipe-NAME.yaml, where another made the dataset.",
+    )
     miniweb: MiniwebConfig | None = Field(None, description="Serve the small web on loopback while the recipe runs.")
     crawl: CrawlPart | None = None
     download: DownloadPart | None = None
@@ -232,7 +237,7 @@ def tables_of(recipe: Recipe) -> Sequence[str]:
 
 
 def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
-    """Publish recipe.yaml: every setting that changes the output, as it was used."""
+    """Publish recipe.yaml, or recipe-NAME.yaml: every setting that changes the output, as it was used."""
     values: dict[str, Any] = {}
     for name in ("miniweb", "crawl", "download", "score", "reshard"):
         part = getattr(recipe, name)
@@ -243,7 +248,8 @@ def write_resolved(dataset: Dataset, recipe: Recipe) -> None:
     if recipe.then:
         values["then"] = [one.model_dump(mode="json", exclude_defaults=True) for one in recipe.then]
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    dataset.storage.commit_bytes("recipe.yaml", text.encode())
+    name = "recipe.yaml" if recipe.name is None else f"recipe-{recipe.name}.yaml"
+    dataset.storage.commit_bytes(name, text.encode())
 
 
 def _plain(part: Config, kind: type[C]) -> C:

@@ -133,6 +133,15 @@ def test_momentum_weights_begin_as_those_they_follow():
         assert torch.equal(found, own[name.replace(part, FOLLOWED[part], 1)]), name
 
 
+def test_followers_that_are_alike_say_what_they_follow_says():
+    module = training.models.blip.build(blip("blip").settings)
+    outputs = module.eval()(pairs(module), ALONE)
+    for kind in ("image", "text"):
+        torch.testing.assert_close(outputs[f"{kind}_keys"][:6], outputs[f"{kind}_emb"], atol=1e-6, rtol=0)  # fp32
+        assert torch.equal(outputs[f"{kind}_keys"][:6], outputs[f"{kind}_momentum"])
+        assert not outputs[f"{kind}_keys"].requires_grad
+
+
 @few
 @given(temperature=st.floats(-5, 5))
 def test_a_step_leaves_the_temperature_in_its_bounds(temperature):
@@ -160,6 +169,13 @@ def test_what_may_not_be_drawn_never_is(data, rows, columns, seed):
     assert may[torch.arange(rows), drawn][has_any].all()
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_least_and_the_greatest_chance_draw_what_may_be_drawn(uniform):
+    may = torch.tensor([[False, True, False, True, False]])
+    drawn, _ = draw_negatives(torch.zeros(1, 5), may, torch.tensor([uniform], dtype=torch.float64))
+    assert drawn.item() == (3 if uniform else 1)
+
+
 @pytest.mark.parametrize("sharpness", [0.0, 2.0, 20.0])
 def test_wrong_ones_are_drawn_as_often_as_they_are_similar(sharpness):
     num, chance = 20_000, torch.Generator().manual_seed(1)
@@ -170,6 +186,22 @@ def test_wrong_ones_are_drawn_as_often_as_they_are_similar(sharpness):
     shares = (logits.double().softmax(0) + FLOOR) * may
     found = drawn.bincount(minlength=7).double() / num
     torch.testing.assert_close(found, shares / shares.sum(), atol=1.5 / num, rtol=0)  # a step at either end
+
+
+def test_wrong_texts_are_drawn_by_what_an_image_is_near_and_wrong_images_by_what_a_text_is_near():
+    told = []
+
+    def noted(logits, may, uniform):
+        told.append((logits, uniform))
+        return draw_negatives(logits, may, uniform)
+
+    with pytest.MonkeyPatch.context() as patched, torch.no_grad():
+        patched.setattr(training.models.blip, "draw_negatives", noted)
+        outputs = LAWFUL(pairs(LAWFUL), ALONE)
+    for (logits, _), queries, keys in zip(told, ("image_emb", "text_emb"), ("text_keys", "image_keys"), strict=True):
+        wanted = outputs[queries] @ outputs[keys][:6].T / outputs["temperature"]
+        torch.testing.assert_close(logits, wanted)
+    assert not torch.equal(told[0][1], told[1][1])  # each row has two chances of its own
 
 
 @few
