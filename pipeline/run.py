@@ -90,7 +90,7 @@ class Recipe(Config):
     name: str | None = Field(
         None,
         pattern=r"^[a-z0-9_]+$",
-        description="Of its resolved copy, recipe-NAME.yaml, where another made the dataset.",
+        description="Of its resolved copy, recipe-NAME.yaml; for a dataset of another recipe.",
     )
     miniweb: MiniwebConfig | None = Field(None, description="Serve the small web on loopback while the recipe runs.")
     crawl: CrawlPart | None = None

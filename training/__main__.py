@@ -27,6 +27,7 @@ def main() -> None:
     train        a recipe to a model: CLIP now; any number of ranks, any ZeRO stage, exact resume
     evaluate     what a checkpoint can do: zero-shot classification, retrieval; how good captions are
     export       a checkpoint in the form of open_clip or transformers
+    tokenizer    a vocabulary from the captions of datasets
     bench-data   the loader alone: is it fast enough for the model?
 
     Several ranks, by whatever starts processes:
@@ -208,8 +209,43 @@ def bench_data(recipe: str, settings: Sequence[str], batches: int, as_json: bool
 
 
 @main.command()
+@click.argument("datasets", metavar="DATASET…", nargs=-1, required=True)
+@click.option("--vocab-size", default=30_522, show_default=True, type=click.IntRange(min=16), help="Most tokens.")
+@click.option("--out", required=True, metavar="FILE.txt", help="The vocabulary: a token a line, in BERT's form.")
+@click.option("--selection", metavar="NAME", help="Only what this selection keeps of each dataset.")
+@click.option("--limit", type=click.IntRange(min=1), help="The first so many captions alone.")
+@click.option("--dry-run", is_flag=True, help="Count the captions; write nothing.")
+def tokenizer(
+    datasets: Sequence[str], vocab_size: int, out: str, selection: str | None, limit: int | None, dry_run: bool
+) -> None:
+    """A vocabulary learnt from captions: WordPiece, lower-cased, as BERT and BLIP have it.
+
+    \b
+    python -m training tokenizer out/demo --vocab-size 2000 --out out/words.txt
+    python -m training train training/recipes/blip_tiny.yaml --set model.vocab=out/words.txt
+    """
+    from itertools import islice
+
+    from infra.storage import Storage
+    from training.data.source import captions_of
+    from training.tokenize import ENDING, learn_words
+
+    if not out.endswith(ENDING):
+        raise UsageError(f"--out {out}: a WordPiece vocabulary is a {ENDING} file")
+    captions = islice(captions_of(datasets, selection), limit)
+    if dry_run:
+        click.echo(f"{sum(1 for _ in captions):,} captions; {out} is not written")
+        return
+    words = learn_words(captions, vocab_size)
+    storage, name = Storage.of_file(out)
+    storage.commit_bytes(name, "".join(f"{word}\n" for word in words).encode())
+    click.echo(f"{out}: {len(words):,} tokens")
+
+
+@main.command()
 @click.argument("checkpoint", metavar="CKPT")
-@click.option("--to", "form", required=True, type=click.Choice(["open_clip", "transformers", "safetensors"]))
+@click.option("--to", "form", required=True, 
+              type=click.Choice(["open_clip", "transformers", "original", "safetensors"]))  # fmt: skip
 @click.option("--out", required=True, metavar="PATH", help="Folder to write; for safetensors a file.")
 def export(checkpoint: str, form: Any, out: str) -> None:
     """A checkpoint's weights in the form that others load.

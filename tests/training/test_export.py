@@ -154,13 +154,13 @@ def test_one_file_holds_every_tensor_by_our_names(tmp_path):
 
 @pytest.mark.parametrize("to", ["open_clip", "transformers"])
 def test_another_model_is_refused(to, tmp_path):
-    url = checkpoint_of(trained(VIT), tmp_path / "run", name="blip")
-    with pytest.raises(UsageError, match="holds a blip, not a clip"):
+    url = checkpoint_of(trained(VIT), tmp_path / "run", name="dalle")
+    with pytest.raises(UsageError, match="holds a dalle, not a clip"):
         export(url, to, str(tmp_path / "out"))
 
 
 def test_an_unknown_layout_is_told(tmp_path):
-    with pytest.raises(UsageError, match="one of open_clip, transformers, safetensors"):
+    with pytest.raises(UsageError, match="one of open_clip, transformers, original, safetensors"):
         export(str(tmp_path), "onnx", str(tmp_path / "out"))
 
 

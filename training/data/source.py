@@ -6,7 +6,7 @@ together for each image, in the order of the shard's rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -187,6 +187,14 @@ class Source:
         wanted = zip(rows["uid"].to_pylist(), rows["key"].to_pylist(), strict=True)
         where = np.array([at.get(key, -1) for key in wanted], np.int64)
         return np.append(offsets, 0)[where], np.append(sizes, 0)[where]
+
+
+def captions_of(datasets: Iterable[str], selection: str | None) -> Iterator[str]:
+    """Every text that a selection keeps of these datasets, or every caption of the web, shard by shard."""
+    for path in datasets:
+        source = Source(DatasetSettings.parse({"path": path, "selection": selection}, path), "caption")
+        for shard in source.shards:
+            yield from (text for text in source.view(shard).texts.to_pylist() if text)
 
 
 def captions_table(name: str, shard: str) -> str:
