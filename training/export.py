@@ -41,9 +41,7 @@ def export(checkpoint_url: str, to: Target, out: str) -> list[str]:
     if str(checkpoint.facts.model.get("name")).partition(".")[0] == "blip":
         return _export_blip(checkpoint_url, to, out)
     if to == "original":
-        raise UsageError(
-            f"{checkpoint_url}: original is for BLIPs, as their released code has them"
-        )
+        raise UsageError(f"{checkpoint_url}: original is for BLIPs, as their released code has them")
     module = clip_of_checkpoint(checkpoint_url)
     weights, cfg, folder = module.clip.state_dict(), model_cfg(module.settings), Storage(out)
     if to == "transformers":

@@ -7,6 +7,7 @@ Splitting, normalising and learning are the `tokenizers` library's; here stand t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -100,15 +101,31 @@ def read_words(place: str) -> tuple[str, ...]:
 
 
 def learn_words(captions: Iterable[str], size: int) -> tuple[str, ...]:
-    """A vocabulary of at most `size` tokens, special ones among them, learnt from captions in bounded memory."""
+    """A vocabulary of at most `size` tokens, special ones among them: the same from the same captions, in any order.
+
+    Held in memory are the captions' different words. Of letters the commonest are kept, so many that they fit as a
+    first and as a later one of a word.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
-    clean = (text[:MAX_CHARACTERS].encode("utf-8", "replace").decode() for text in captions)
-    tokenizer.train_from_iterator(clean, trainer)
+    words: Counter[str] = Counter()
+    for text in captions:
+        clean = tokenizer.normalizer.normalize_str(text[:MAX_CHARACTERS].encode("utf-8", "replace").decode())
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(clean))
+    letters: Counter[str] = Counter()
+    for word, num in words.items():
+        letters.update(dict.fromkeys(word, num))
+    kept = sorted(letters, key=lambda letter: (-letters[letter], letter))[: (size - len(SPECIAL)) // 2]
+    read = sorted(word for word in words if {*word} <= {*kept})
+    # Named as special, they are numbered in this order; the trainer's own is a hash's, and ties are broken by number.
+    later = sorted({f"##{letter}" for word in read for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=[*SPECIAL, *later], limit_alphabet=len(kept), show_progress=False
+    )
+    tokenizer.train_from_iterator((word for word in read for _ in range(words[word])), trainer)
     found = tokenizer.get_vocab()
     return tuple(sorted(found, key=lambda word: found[word]))
 

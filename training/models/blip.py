@@ -10,21 +10,19 @@ Source: BLIP, arXiv 2201.12086; where its released code differs from the paper, 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.blocks.queue import KeyQueue
 from training.blocks.text import Context as Seen
-from training.blocks.text import TextStack, WordHead
-from training.blocks.vit import Vit
+from training.blocks.text import WordHead
 from training.models.blip_captions import JUDGE, READ, WRITE, BlipTokenizer
+from training.models.blip_contrast import Contrast, own_rows
 from training.models.blip_encoder import BlipEncoder
+from training.models.blip_parts import DECODER, ENCODER, text_stack_of, vit_of
 from training.models.blip_settings import (
     BlipSettings,
     CaptionSettings,
@@ -41,7 +39,6 @@ from training.objectives.momentum import momentum_loss
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs, Term, TrainSpec
 
-ENCODER, DECODER = "encoder", "decoder"
 COLDEST, HOTTEST = 0.001, 0.5  # bounds of the temperature
 
 
@@ -54,8 +51,8 @@ class Blip(nn.Module):
         self.tokenizer = BlipTokenizer(settings)
         does_write, does_match = isinstance(settings, LanguageSettings), isinstance(settings, ContrastSettings)
         roles = [ENCODER] * does_match + [DECODER] * does_write
-        self.vision = _vit(settings)
-        self.text = _text_stack(settings, len(self.tokenizer), roles, settings.vision.width)
+        self.vision = vit_of(settings)
+        self.text = text_stack_of(settings, len(self.tokenizer), roles, settings.vision.width)
         self.head = WordHead(len(self.tokenizer), settings.text.width) if does_write else None
         self.matching = nn.Linear(settings.text.width, 2) if does_match else None
         self.contrast = Contrast(settings, self.tokenizer) if isinstance(settings, ContrastSettings) else None
@@ -67,7 +64,7 @@ class Blip(nn.Module):
         outputs: dict[str, Tensor] = {}
         if self.contrast is not None:
             texts = self.tokenizer.trimmed(context.ranks.gather(batch["text"])).to(patches.device)  # (G, L)
-            ids = texts[_own(context.ranks, len(patches))]
+            ids = texts[own_rows(context.ranks, len(patches))]
             outputs |= self.contrast(batch, patches, self.read(ids), texts, context)
             outputs |= self._judged(batch, seen, texts, outputs, context.ranks)
         if self.head is not None:
@@ -119,7 +116,7 @@ class Blip(nn.Module):
         image, where that image's keys and values are at hand. texts: (G, L).
         """
         size, device = len(batch), texts.device
-        own = _own(ranks, size)
+        own = own_rows(ranks, size)
         valid = batch["valid"].to(device)
         may = ~found["is_positive"][:, : len(texts)] & found["is_key"][: len(texts)] & valid[:, None]  # (B, G)
         chance = _same_on_all(ranks, (2, len(texts)), device)
@@ -143,74 +140,6 @@ class Blip(nn.Module):
         }
 
 
-class Contrast(nn.Module):
-    """Projections into the space where images and texts meet, momentum copies of all that leads there, the queue."""
-
-    def __init__(self, settings: Any, tokenizer: BlipTokenizer) -> None:
-        super().__init__()
-        self.settings, self.tokenizer = settings, tokenizer
-        self.image = nn.Linear(settings.vision.width, settings.embed_dim)
-        self.text = nn.Linear(settings.text.width, settings.embed_dim)
-        self.temperature = nn.Parameter(torch.tensor(settings.temperature))
-        self.queue = KeyQueue(settings.queue, settings.embed_dim)
-        self.pending: list[tuple[int, tuple[Tensor, Tensor, Tensor]]] = []  # step and keys
-        copies = {
-            "vision": _vit(settings),
-            "reader": _text_stack(settings, len(tokenizer), [ENCODER], None),  # it only reads texts alone
-            "image": copy.deepcopy(self.image),
-            "text": copy.deepcopy(self.text),
-        }
-        self.momentum = nn.ModuleDict(copies).requires_grad_(False)
-
-    def forward(self, batch: Batch, patches: Tensor, read: Tensor, texts: Tensor, context: Context) -> Outputs:
-        """patches: (B, P, D), read: (B, D), texts: (G, L) → embeddings, keys, and who is right for whom."""
-        ranks, device, settings = context.ranks, patches.device, self.settings
-        own = _own(ranks, len(batch))
-        image_emb, text_emb = self.embed_image(patches), self.embed_text(read)
-        with torch.no_grad():
-            own_image, own_text = self._followed(batch["image"], texts[own])
-            image, text = ranks.gather(own_image), ranks.gather(own_text)  # (G, E)
-            ids = ranks.gather(torch.stack([_image_ids(batch), _text_ids(batch["text"])], 1).to(device))  # (G, 2)
-            is_valid = ranks.gather(batch["valid"].to(device))
-            self._note(context.step, image, text, ids, is_valid)
-            key_ids = torch.cat([ids, self.queue.ids])  # (C, 2)
-            grown = min(1.0, context.step / settings.alpha_steps) if settings.alpha_steps else 1.0
-            told = {
-                "image_momentum": own_image,
-                "text_momentum": own_text,
-                "image_keys": torch.cat([image, self.queue.image]),
-                "text_keys": torch.cat([text, self.queue.text]),
-                # Right is the own pair alone, by the paper; where a picture or a text comes again, so is that one here.
-                "is_positive": (ids[own, None] == key_ids[None]).any(2),  # (B, C)
-                "is_key": torch.cat([is_valid, self.queue.is_key()]),
-                "alpha": torch.tensor(settings.alpha * grown, device=device),
-                "image_logits": image_emb @ text.T / self.temperature.float(),  # (B, G), to draw wrong ones by
-                "text_logits": text_emb @ image.T / self.temperature.float(),
-            }
-        scale = self.temperature.float() + 0.0  # a sum: ZeRO-3 takes the parameter itself away
-        return {"image_emb": image_emb, "text_emb": text_emb, "temperature": scale, **told}
-
-    def embed_image(self, patches: Tensor) -> Tensor:
-        """(B, P, D) → (B, E) float32, unit length."""
-        return unit(self.image(patches[:, 0]))
-
-    def embed_text(self, read: Tensor) -> Tensor:
-        """(B, D), as `Blip.read` gives it → (B, E) float32, unit length."""
-        return unit(self.text(read))
-
-    def _followed(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """What the momentum encoders make of the batch: (B, E) each."""
-        copies, tokenizer = self.momentum, self.tokenizer
-        read = copies["reader"](tokenizer.begun(ids, READ), ENCODER, is_text=tokenizer.is_text(ids))
-        return unit(copies["image"](copies["vision"](images)[:, 0])), unit(copies["text"](read[:, 0]))
-
-    def _note(self, step: int, image: Tensor, text: Tensor, ids: Tensor, is_valid: Tensor) -> None:
-        """Keys wait for the end of the step: one that is skipped must leave the queue alone."""
-        self.pending = [one for one in self.pending if one[0] == step]
-        if not image.is_meta:  # where only shapes are followed there are no keys
-            self.pending.append((step, (image[is_valid], text[is_valid], ids[is_valid])))
-
-
 def after_step(module: nn.Module) -> None:
     """The temperature stays in its bounds, momentum encoders follow, keys join the queue."""
     assert isinstance(module, Blip)
@@ -221,46 +150,6 @@ def after_step(module: nn.Module) -> None:
     for _, keys in contrast.pending:
         contrast.queue.push(*keys)
     contrast.pending = []
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """(B, E) float32, of unit length."""
-    return F.normalize(vectors.float(), dim=-1)
-
-
-def _vit(settings: SizeSettings) -> Vit:
-    vision = settings.vision
-    return Vit(
-        image_size=settings.image_size, patch=vision.patch, width=vision.width, layers=vision.layers,
-        heads=vision.heads, hidden=vision.hidden or 4 * vision.width, norm_eps=vision.norm_eps,
-        channels=vision.channels, is_checkpointed=settings.gradient_checkpointing,
-    )  # fmt: skip
-
-
-def _text_stack(settings: SizeSettings, num_words: int, roles: Sequence[str], context_width: int | None) -> TextStack:
-    text = settings.text
-    return TextStack(
-        vocab_size=num_words, positions=text.positions, width=text.width, layers=text.layers, heads=text.heads,
-        hidden=text.hidden or 4 * text.width, roles=roles, causal=[DECODER], context_width=context_width,
-        dropout=text.dropout, is_checkpointed=settings.gradient_checkpointing,
-    )  # fmt: skip
-
-
-def _own(ranks: Ranks, size: int) -> slice:
-    """This rank's rows among those of all."""
-    return slice(ranks.rank * size, (ranks.rank + 1) * size)
-
-
-def _image_ids(batch: Batch) -> Tensor:
-    """(B,) int64: equal for equal uids."""
-    words = [int.from_bytes(uid[:8], "little", signed=True) for uid in batch.uids]
-    return torch.tensor(words, device=batch["text"].device)
-
-
-def _text_ids(ids: Tensor) -> Tensor:
-    """(B, L) → (B,) int64: equal for equal texts, and for hardly any others."""
-    factors = torch.arange(1, ids.shape[1] + 1, device=ids.device) * 0x1E3779B97F4A7C15 | 1  # odd, beyond 64 bits cut
-    return ((ids + 1) * factors).sum(1)
 
 
 def _same_on_all(ranks: Ranks, shape: tuple[int, ...], device: torch.device) -> Tensor:

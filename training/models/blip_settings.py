@@ -95,13 +95,13 @@ class SizeSettings(Config):
             raise ValueError(str(error)) from None
 
 
-class LanguageSettings(Config):
+class LanguageSettings(SizeSettings):
     """How a caption is learnt to be written."""
 
     smoothing: float = Field(0.1, ge=0, lt=1, description="Share of each target that is spread over the vocabulary.")
 
 
-class ContrastSettings(Config):
+class ContrastSettings(SizeSettings):
     """How image and text are contrasted, and how wrong pairs are found."""
 
     embed_dim: int = Field(256, gt=0, description="Width of the space that images and texts meet in.")
@@ -112,18 +112,18 @@ class ContrastSettings(Config):
     alpha_steps: int = Field(0, ge=0, description="Steps over which that share grows; the paper's: two epochs.")
 
 
-class BlipSettings(SizeSettings, LanguageSettings, ContrastSettings):
+class BlipSettings(LanguageSettings, ContrastSettings):
     """BLIP as it is pretrained: all three losses."""
 
 
-class CaptionSettings(SizeSettings, LanguageSettings):
+class CaptionSettings(LanguageSettings):
     """A captioner: the image tower and the decoder."""
 
     prompt: str = Field("a picture of ", description="What every caption begins with; it is given, never learnt.")
     context: int = Field(40, ge=4, description="Tokens a caption is cut at, prompt and special ones among them.")
 
 
-class RetrievalSettings(SizeSettings, ContrastSettings):
+class RetrievalSettings(ContrastSettings):
     """A filter: both encoders, fine-tuned to contrast and to match."""
 
     context: int = Field(35, ge=4, description="Tokens a caption is cut at, special ones among them.")

@@ -12,6 +12,7 @@ import training.models.blip
 from tests.training.models.blips import ALONE, CAPTIONS, blip, pairs, terms
 from training.blocks.queue import KeyQueue
 from training.models.blip import COLDEST, HOTTEST, after_step
+from training.models.blip_contrast import image_ids, text_ids
 from training.objectives.matching import FLOOR, draw_negatives
 from training.ranks import Ranks
 from training.spec import Context
@@ -39,7 +40,7 @@ def step(module, batches, number=0, does_end=True):
         with torch.no_grad():
             outputs = module(batch, Context(number, Ranks()))
         size, is_key = len(batch), batch["valid"]
-        ids = torch.stack([training.models.blip._image_ids(batch), training.models.blip._text_ids(batch["text"])], 1)
+        ids = torch.stack([image_ids(batch), text_ids(batch["text"])], 1)
         made = torch.cat([outputs["image_keys"][:size], outputs["text_keys"][:size], ids.double()], 1)
         keys.append(made[is_key].double())
     if does_end:
