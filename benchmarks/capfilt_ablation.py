@@ -34,7 +34,7 @@ from infra.executors import LocalExecutor
 
 HUMAN = "url like 'http://trusted.%'"
 WEB = {"where": f"source = 'web' or not ({HUMAN})", "reason": "human_has_its_own"}  # the paper captions the web alone
-MATCHES = {"where": f"itm.itm >= 0.5 or ({HUMAN} and source = 'web')", "reason": "does_not_match"}
+MATCHES = {"where": f"itm.itm >= 0.5 or {HUMAN}", "reason": "does_not_match"}
 TRAINED = {"where": "sha256 >= '2'", "reason": "held_out"}
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "none": {"rules": [TRAINED]},

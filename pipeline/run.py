@@ -294,7 +294,7 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
             f"select: {name} keeps {told['rows_out']:,} of {told['rows_in']:,}" + (f"; {fell}" if fell else "")
         )
     for name, told in facts.get("train", {}).items():
-        shares = [f"{metric} {100 * told['metrics'][metric]:.1f} %{_interval(told['metrics'], metric)}"
+        shares = [f"{metric} {100 * told['metrics'][metric]:.1f}{_interval(told['metrics'], metric)}"
                   for metric in told["metrics"] if metric.count("/") == 1]  # fmt: skip
         lines.append(f"train: {name}, {told['steps']:,} steps" + "".join(f"; {share}" for share in shares))
     if "reshard" in facts:

@@ -61,7 +61,7 @@ def test_each_round_goes_by_what_the_one_before_it_has_trained(tmp_path: Path) -
     found = facts["train"]["second"]["metrics"]
     assert 0 <= found["retrieval/text_to_image_r10/low"] <= found["retrieval/text_to_image_r10"] <= 1
     (line,) = (line for line in fact_lines(facts) if line.startswith("train: second, 2 steps; "))
-    assert f"retrieval/text_to_image_r10 {100 * found['retrieval/text_to_image_r10']:.1f} % (" in line
+    assert f"retrieval/text_to_image_r10 {100 * found['retrieval/text_to_image_r10']:.1f} (" in line
     page = LexborHTMLParser((tmp_path / "report.html").read_text())
     models = page.css_first("section#models")
     assert {"first", "second"} <= {cell.text().strip() for cell in models.css("th[scope=row]")}

@@ -81,11 +81,13 @@ class WordHead(nn.Module):
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.product: nn.Module | None = None  # with the table, where another way than F.linear is faster
         self.apply(partial(_init, width=width))
 
     def forward(self, states: Tensor, table: Tensor) -> Tensor:
         """states: (…, D), table: (V, D) → (…, V)."""
-        return F.linear(self.norm(F.gelu(self.dense(states))), table, self.bias)
+        found = self.norm(F.gelu(self.dense(states)))
+        return F.linear(found, table, self.bias) if self.product is None else self.product(found)
 
 
 class _Layer(nn.Module):

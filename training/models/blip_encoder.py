@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infra.errors import UsageError
 from training.blocks.text import Context
@@ -32,7 +33,9 @@ class BlipEncoder:
         self.ops, self.size, self.dim = ops, module.settings.image_size, module.contrast.settings.embed_dim
         self.scale = 1 / module.contrast.temperature.item()
         self._identity = identity_of(module, ops)
-        self._module, self._contrast = module.eval().requires_grad_(False).to(device, DTYPES[dtype]), module.contrast
+        self._module = packed(module.eval().requires_grad_(False).to(device, DTYPES[dtype]))
+        assert self._module.contrast is not None
+        self._contrast = self._module.contrast
         self._tokenizer, self._device, self._dtype = module.tokenizer, torch.device(device), DTYPES[dtype]
 
     @torch.inference_mode()
@@ -87,3 +90,38 @@ def identity_of(module: Blip, ops: str) -> Mapping[str, Any]:
     vision, text = (part.model_dump(mode="json") for part in (module.settings.vision, module.settings.text))
     sizes = {"vision": vision, "text": text, **module.tokenizer.identity()}
     return {**sizes, "weights": digest_of(asked), "ops": ops}
+
+
+class Packed(nn.Module):
+    """A linear map whose weight lies as oneDNN's kernels read it, once instead of in every call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, D')."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return found
+
+
+def packed(module: Blip) -> Blip:
+    """The same model with packed weights where it lies on a CPU; it shares the others, and the given one stays whole.
+
+    Measured, float32 on AMD (MKL, which torch asks otherwise, leaves its AVX-512 unused): products of 768 x 3072 take a
+    half of the time with 1,600 rows, a third with 16, as a step of writing has them.
+    """
+    weight = module.text.tokens.weight
+    can_pack = {torch.float32: torch.backends.mkldnn.is_available(),
+                torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}  # fmt: skip
+    if weight.device.type != "cpu" or not can_pack.get(weight.dtype, False):
+        return module
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    twin = copy.deepcopy(module, shared)
+    for place, part in [*twin.named_modules()]:
+        for name, child in [*part.named_children()]:
+            if type(child) is nn.Linear and not f"{place}.".startswith(TRAINING_ONLY):
+                setattr(part, name, Packed(child.weight, child.bias))
+    if twin.head is not None:
+        twin.head.product = Packed(weight, twin.head.bias)
+    return twin
