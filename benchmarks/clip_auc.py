@@ -176,17 +176,17 @@ def interval(true: Scores, wrong: Scores, among: npt.NDArray[np.bool_]) -> tuple
     return float(low), float(high)
 
 
-def table(held: Dataset) -> Iterator[str]:
+def table(held: Dataset, scorer: str = "clip_score") -> Iterator[str]:
     """A line a kind of wrong caption, and one for each attribute. The dataset has been scored."""
     rows = Rows(held)
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for shard in rows.shards:
         told = rows.read(shard, ("caption_kind", "wrong_attribute")).to_pylist()
-        scored = read_table(held.storage, f"scores/clip_score/{shard}.parquet").to_pylist()
+        scored = read_table(held.storage, f"scores/{scorer}/{shard}.parquet").to_pylist()
         for row, own in zip(told, scored, strict=True):
             assert row["uid"] == own["uid"]
-            assert own["clip_score"] is not None
-            found[row["caption_kind"]].append((own["clip_score"], row["wrong_attribute"]))
+            assert own[scorer] is not None
+            found[row["caption_kind"]].append((own[scorer], row["wrong_attribute"]))
     scores = {kind: np.array([one for one, _ in pairs], np.float32) for kind, pairs in found.items()}
     attributes = np.array([name for _, name in found["wrong_attribute"]])
     yield f"{'wrong captions':<20}{'n':>7}{'AUC':>8}   95 %"
