@@ -40,7 +40,7 @@ class Card:
 
 
 def caption(captioner: Captioner, settings: EvaluationSettings) -> Result:
-    """One caption for each image, by beams as the paper does. Raises UsageError, DatasetError or MetricError.
+    """One caption for each image, by beams as the paper does. Raises UsageError, DatasetError or JavaError.
 
     Writes both sides in COCO's form: candidates.json, [{image_id, caption}], and references.json.
     """

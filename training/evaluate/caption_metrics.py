@@ -9,30 +9,24 @@ arXiv 1607.08822.
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import Any
 
-from infra.errors import PairmillError, UsageError
+from infra.errors import UsageError
 from infra.storage import Storage
+from training.evaluate.java import Java, JavaError
 
 BLEU = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 MAX_WORDS = 256  # of a caption; METEOR takes 1 s for 256 times the same word, 60 s for 1,000, and dies of 2,000
 MAX_LETTERS = 50  # of a word; more count as another
-ANSWER_S = 120.0  # longest wait for one line; METEOR needs 6 s to start
 SPICE_S = 3600.0  # longest wait for all of SPICE
 NAMED = 3  # ids in a message
-JAVA_MEND = "install Java 8 or newer; on Debian: apt-get install default-jre-headless"
 
 # Line ends would move every later caption to another id; half characters have no UTF-8.
 _SPACE = "\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff"
@@ -41,10 +35,6 @@ _WORD = re.compile(rf"[^\W_]{{1,{MAX_LETTERS}}}|[^{_SPACE}]")  # METEOR parts wo
 # we take apart all but plain tags such as <unk>.
 _OPEN_TAG = re.compile(r"<(?!/?[A-Za-z][A-Za-z0-9]*>)")
 _GUARD = "x"  # between captions: how "p.m." at an end is parted hangs on the line below
-
-
-class MetricError(PairmillError):
-    """A Java program of the metrics died, hung, or said what is no score."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ def score(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
 
     Texts may hold anything. Bleu is of the corpus, as METEOR is: not the mean of the scores by id, as the others are.
     Raises UsageError for ids on one side alone, ids without a reference, nothing at all, and where there is no Java;
-    MetricError where Java fails, within ANSWER_S of its last line.
+    JavaError where Java fails, within ANSWER_S of its last line.
     """
     _check(references, candidates)
     ids = sorted(candidates)
@@ -104,7 +94,7 @@ def score(references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
     try:
         by_id["SPICE"] = _spice(right, said)
         corpus["SPICE"] = sum(by_id["SPICE"].values()) / len(ids)
-    except (UsageError, MetricError) as error:
+    except (UsageError, JavaError) as error:
         absent["SPICE"] = str(error)
     counts = {
         "candidates": len(ids),
@@ -196,12 +186,12 @@ def _tokenize(lines: Sequence[str]) -> list[str]:
 
     jar = str(Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR))
     options = ("-preserveLines", "-lowerCase", "-encoding", "utf-8")
-    with _Java("PTB tokenizer", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", *options) as java:
+    with Java("PTB tokenizer", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", *options) as java:
         guarded = (each for line in lines for each in (_OPEN_TAG.sub("< ", line), _GUARD))
         parted = java.ask(guarded, 2 * len(lines), is_last=True)
     # A tokenizer that lost or made a line would give captions to the wrong ids.
     if any(line.strip() != _GUARD for line in parted[1::2]):
-        raise MetricError("PTB tokenizer: its lines do not match the captions; report the captions as a bug")
+        raise JavaError("PTB tokenizer: its lines do not match the captions; report the captions as a bug")
     return [
         " ".join(word for word in line.split(" ") if word and word not in ptbtokenizer.PUNCTUATIONS)
         for line in parted[::2]
@@ -216,13 +206,13 @@ def _meteor(right: Mapping[str, list[str]], said: Mapping[str, list[str]]) -> tu
         " ||| ".join(["SCORE", *(text.replace("|||", "") for text in (*right[key], *said[key]))]) + " " for key in said
     )
     jar = str(Path(meteor.__file__).with_name(meteor.METEOR_JAR))
-    with _Java("METEOR", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm") as java:
+    with Java("METEOR", "-Xmx2G", "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm") as java:
         stats = java.ask(asked, len(said))
         answers = java.ask([" ||| ".join(["EVAL", *stats])], len(said) + 1, is_last=True)
     try:
         *each, whole = map(float, answers)
     except ValueError as error:
-        raise MetricError(f"METEOR: no score: {str(error)[:200]}") from error
+        raise JavaError(f"METEOR: no score: {str(error)[:200]}") from error
     return whole, each
 
 
@@ -248,77 +238,4 @@ def _spice(right: Mapping[str, list[str]], said: Mapping[str, list[str]]) -> dic
             )
             return {row["image_id"]: float(row["scores"]["All"]["f"]) for row in json.loads(answered.read_bytes())}
         except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as error:
-            raise MetricError(f"its Java failed: {str(error)[:200]}; it needs 8 GB of memory") from error
-
-
-class _Java:
-    """A Java program: lines in, lines out. Killed at the end; where we are killed it ends by itself, with its input."""
-
-    def __init__(self, name: str, *command: str) -> None:
-        self._name = name
-        self._threads: list[Thread] = []
-        self._answers: Queue[bytes | None] = Queue()
-        self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
-        try:
-            # The encoding is said: under LANG=C a Java of 2021 would read every letter beyond ASCII as "?".
-            self._process = subprocess.Popen(
-                ["java", "-Dfile.encoding=UTF-8", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=self._told, process_group=0,
-            )  # fmt: skip
-        except OSError as error:
-            self._told.close()
-            raise UsageError(f"{name} needs Java, and it cannot be started here ({error}); {JAVA_MEND}") from error
-
-    def __enter__(self) -> _Java:
-        self._start(self._read)
-        return self
-
-    def __exit__(self, *what: object) -> None:
-        # First, for a thread that waits to write holds the pipe until then; and the group, for java may be a script.
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for thread in self._threads:
-            thread.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._told):
-            with suppress(OSError):  # what a dead program has not read
-                pipe.close()  # type: ignore[union-attr]
-
-    def ask(self, lines: Iterable[str], num_answers: int, *, is_last: bool = False) -> list[str]:
-        """Its next lines. is_last: its input ends. Raises MetricError where one is late, or does not come at all."""
-        self._start(self._write, lines, is_last)
-        return [self._answer() for _ in range(num_answers)]
-
-    def _start(self, work: Any, *args: Any) -> None:
-        self._threads.append(Thread(target=work, args=args, daemon=True))
-        self._threads[-1].start()
-
-    def _write(self, lines: Iterable[str], is_last: bool) -> None:
-        pipe = self._process.stdin
-        assert pipe is not None
-        with suppress(OSError):  # it died: the reader tells
-            pipe.writelines(f"{line}\n".encode() for line in lines)
-            pipe.flush()
-            if is_last:
-                pipe.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put(None)
-
-    def _answer(self) -> str:
-        try:
-            line = self._answers.get(timeout=ANSWER_S)
-        except Empty:
-            raise MetricError(f"{self._name}: Java was silent for {ANSWER_S:g} s; is the machine overloaded?") from None
-        if line is None or line.startswith(b"Error:"):
-            raise MetricError(f"{self._name}: Java failed: {self._last_words(line)}; {JAVA_MEND}, with 2 GB of memory")
-        return line.decode("utf-8", "replace").rstrip("\n")
-
-    def _last_words(self, line: bytes | None) -> str:
-        self._told.seek(0)
-        told = (line or self._told.read()).decode("utf-8", "replace").splitlines()
-        heads = [each.strip() for each in told if each.strip() and not each.startswith("\t")]  # tabs: Java's trace
-        return heads[-1][:200] if heads else "it said nothing"
+            raise JavaError(f"its Java failed: {str(error)[:200]}; it needs 8 GB of memory") from error

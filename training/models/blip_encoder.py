@@ -112,9 +112,10 @@ def packed(module: Blip) -> Blip:
     half of the time with 1,600 rows, a third with 16, as a step of writing has them.
     """
     weight = module.text.tokens.weight
-    can_pack = {torch.float32: torch.backends.mkldnn.is_available(),
-                torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported()}  # fmt: skip
-    if weight.device.type != "cpu" or not can_pack.get(weight.dtype, False):
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return module
+    has_bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.dtype != torch.float32 and not has_bf16:
         return module
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     twin = copy.deepcopy(module, shared)

@@ -20,7 +20,9 @@ from infra.errors import UsageError
 from tests.servers.commands import CHECKOUT, SHARED
 from training.__main__ import main
 from training.evaluate import caption_metrics
-from training.evaluate.caption_metrics import MAX_WORDS, MetricError, read_captions, score, score_files, shorten
+from training.evaluate import java as java_module
+from training.evaluate.caption_metrics import MAX_WORDS, read_captions, score, score_files, shorten
+from training.evaluate.java import JavaError
 
 REFERENCE = SHARED / "evalref"
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -254,9 +256,9 @@ def test_without_java_the_mend_is_told(monkeypatch, tmp_path):
 )
 def test_a_dead_or_silent_java_is_an_error_soon(script, message, java, monkeypatch):
     java(script)
-    monkeypatch.setattr(caption_metrics, "ANSWER_S", 0.5)
+    monkeypatch.setattr(java_module, "ANSWER_S", 0.5)
     began = time.monotonic()
-    with pytest.raises(MetricError, match=message) as caught:
+    with pytest.raises(JavaError, match=message) as caught:
         score({"1": ["a cat"] * 9_999}, {"1": "a cat"})  # more than a pipe holds
     assert time.monotonic() - began < 30
     assert "\tat" not in str(caught.value)
@@ -265,7 +267,7 @@ def test_a_dead_or_silent_java_is_an_error_soon(script, message, java, monkeypat
 
 def test_an_answer_of_meteor_that_is_no_number_is_an_error(java):
     java("yes odd")
-    with pytest.raises(MetricError, match="could not convert"):
+    with pytest.raises(JavaError, match="could not convert"):
         caption_metrics._meteor({"1": ["a"]}, {"1": ["a"]})
 
 
