@@ -3,8 +3,9 @@
     python -m benchmarks.capfilt_auc [--scenes 96000] [--web 20000] [--pretrain SAMPLES] [--finetune SAMPLES]
 
 A BLIP is pretrained on drawn scenes as the small web's trusted host shows them, one true caption each, and fine-tuned
-as a filter (blip.retrieval) on the same scenes; those lie in groups that are alike, as in benchmarks/clip_auc.py, and
-fine-tuning leaves a group together in a batch, so that its hard negatives are hard. Then it judges
+as a filter (blip.retrieval) on the same scenes. Those lie in groups, most of them families whose scenes differ by
+single changes of any kind, and fine-tuning leaves a group together in a batch, so that its hard negatives are hard; all
+of its captions are true. Then it judges
 
     held    2,000 other scenes, drawn by chance, each with a true caption and one of every kind of wrong: AUC by kind,
             as clip_auc has it, of `itm` and of `clip_score` (the cosine of the same model's contrast)
@@ -39,6 +40,7 @@ from infra.sample import pair_uid
 from infra.shards import ShardWriter
 from infra.tables import read_table
 
+FAMILIES = {"any": 0.6, "colours": 0.2, "chance": 0.2}  # of the groups to train on
 MIX = {"true": 0.7, "wrong_random": 0.1, "wrong_attribute": 0.1, "boilerplate": 0.1}  # of captions with a text
 THRESHOLD = 0.5
 
@@ -94,11 +96,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/capfilt_auc"), help="an empty or new folder")
     options = parser.parse_args()
     work = options.work
-    for split, (num, kinds, is_alike) in {
-        "train": (options.scenes, KINDS[:1], True), "held": (options.held, KINDS, False),
+    for split, (num, kinds, mix) in {
+        "train": (options.scenes, KINDS[:1], FAMILIES), "held": (options.held, KINDS, None),
     }.items():  # fmt: skip
         if not (work / split).exists():
-            make(work / split, num, kinds, ("en",), split, is_alike=is_alike)
+            make(work / split, num, kinds, ("en",), split, mix=mix)
     if not (work / "web").exists():
         (work / "web/index").mkdir(parents=True)
         with Pool() as pool:

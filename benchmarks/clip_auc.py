@@ -27,7 +27,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import Pool
@@ -71,13 +71,15 @@ def alike(rng: random.Random, how: str) -> list[Scene]:
     """GROUP scenes that share what a batch of any scenes teaches first, so that a batch of them teaches the rest.
 
     how: "colours": one background and the same colours, all else by chance; "changes": families of FAMILY scenes, each
-    scene with one attribute other than one before it; "chance": they share nothing. Nothing hides in its background,
-    and none of many things is told to be small or large, as on the small web.
+    scene with one attribute other than one before it, those of EASY aside; "any": the same, with those of EASY, too;
+    "chance": they share nothing. Nothing hides in its background, and none of many things is told to be small or large,
+    as on the small web.
     """
     if how == "chance":
         return [random_scene(rng) for _ in range(GROUP)]
-    if how == "changes":
-        return [scene for _ in range(GROUP // FAMILY) for scene in _family(rng)]
+    if how in ("changes", "any"):
+        spared = EASY if how == "changes" else ()
+        return [scene for _ in range(GROUP // FAMILY) for scene in _family(rng, spared)]
     first = random_scene(rng)
     second = random_scene(rng)
     while second.things[0].colour in CLASHES.get(first.background, ()):
@@ -91,11 +93,11 @@ def alike(rng: random.Random, how: str) -> list[Scene]:
     return scenes
 
 
-def _family(rng: random.Random) -> list[Scene]:
+def _family(rng: random.Random, spared: Sequence[str]) -> list[Scene]:
     family = [random_scene(rng)]
     while len(family) < FAMILY:
         scene, attribute = with_one_change(rng.choice(family), rng)
-        if attribute not in EASY:
+        if attribute not in spared:
             things = tuple(replace(thing, size="medium") if thing.count > 1 else thing for thing in scene.things)
             family.append(replace(scene, things=things, variant=rng.getrandbits(32)))
     return family
@@ -124,18 +126,21 @@ def draw(number: int, split: str, languages: Sequence[str], kind: str, scene: Sc
 
 def write_shard(
     shard: int, folder: Path, num_scenes: int, kinds: Sequence[str], languages: Sequence[str], split: str,
-    *, is_alike: bool,
+    *, mix: Mapping[str, float] | None,
 ) -> None:  # fmt: skip
-    """Scenes of one kind of caption, with their table and index: shard n of as many a kind as the scenes need."""
+    """Scenes of one kind of caption, with their table and index: shard n of as many a kind as the scenes need.
+
+    mix: shares of the kinds of groups that lie together; None: scenes by chance.
+    """
     each = -(-num_scenes // SHARD_SIZE)
     kind, first = kinds[shard // each], shard % each * SHARD_SIZE
     rows = []
     with ShardWriter(folder / f"{shard:05d}.tar") as tar:
         for number in range(first, min(first + SHARD_SIZE, num_scenes)):
-            if is_alike and number % GROUP == 0:
+            if mix and number % GROUP == 0:
                 chance = random.Random(f"{split}/group/{number}")
-                group = alike(chance, chance.choices(list(MIX), list(MIX.values()))[0])
-            scene = group[number % GROUP] if is_alike else None
+                group = alike(chance, chance.choices(list(mix), list(mix.values()))[0])
+            scene = group[number % GROUP] if mix else None
             image, caption, attribute = draw(number, split, languages, kind, scene)
             url, key = f"http://example.org/{split}/{number}.jpg", f"{shard:05d}{number % SHARD_SIZE:04d}"
             uid = pair_uid(url, caption)
@@ -147,12 +152,13 @@ def write_shard(
 
 
 def make(
-    folder: Path, num_scenes: int, kinds: Sequence[str], languages: Sequence[str], split: str, *, is_alike: bool
-) -> None:
+    folder: Path, num_scenes: int, kinds: Sequence[str], languages: Sequence[str], split: str, *,
+    mix: Mapping[str, float] | None,
+) -> None:  # fmt: skip
     """A dataset as img2dataset and `infra index` would leave it, kind after kind."""
     (folder / "index").mkdir(parents=True)
     chosen = {"folder": folder, "num_scenes": num_scenes, "kinds": kinds, "languages": languages, "split": split}
-    write = partial(write_shard, **chosen, is_alike=is_alike)
+    write = partial(write_shard, **chosen, mix=mix)
     with Pool(len(os.sched_getaffinity(0))) as pool:
         pool.map(write, range(len(kinds) * -(-num_scenes // SHARD_SIZE)), chunksize=1)
 
@@ -213,11 +219,11 @@ def main() -> None:
     parser.add_argument("--model", help="ask this run or checkpoint of ours instead of training one")
     options = parser.parse_args()
     languages = LANGUAGES if options.languages == "all" else ("en",)
-    made = {"train": (options.scenes, KINDS[:1], options.alike), "held": (options.held, KINDS, False)}
-    for split, (num_scenes, kinds, is_alike) in made.items():
+    made = {"train": (options.scenes, KINDS[:1], MIX if options.alike else None), "held": (options.held, KINDS, None)}
+    for split, (num_scenes, kinds, mix) in made.items():
         began = time.perf_counter()
         if not (options.work / split).exists():
-            make(options.work / split, num_scenes, kinds, languages, split, is_alike=is_alike)
+            make(options.work / split, num_scenes, kinds, languages, split, mix=mix)
             print(f"{num_scenes:,} scenes drawn in {time.perf_counter() - began:.0f} s")
     run = options.model or str(options.work / "run")
     if options.model is None:
