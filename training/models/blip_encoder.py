@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra.errors import UsageError
+from training.blocks.packed import Packed, can_pack, packed
 from training.blocks.text import Context
 from training.models.encoder import DTYPES, digest_of
 
@@ -33,7 +33,7 @@ class BlipEncoder:
         self.ops, self.size, self.dim = ops, module.settings.image_size, module.contrast.settings.embed_dim
         self.scale = 1 / module.contrast.temperature.item()
         self._identity = identity_of(module, ops)
-        self._module = packed(module.eval().requires_grad_(False).to(device, DTYPES[dtype]))
+        self._module = at_work(module, device, dtype)
         assert self._module.contrast is not None
         self._contrast = self._module.contrast
         self._tokenizer, self._device, self._dtype = module.tokenizer, torch.device(device), DTYPES[dtype]
@@ -92,37 +92,10 @@ def identity_of(module: Blip, ops: str) -> Mapping[str, Any]:
     return {**sizes, "weights": digest_of(asked), "ops": ops}
 
 
-class Packed(nn.Module):
-    """A linear map whose weight lies as oneDNN's kernels read it, once instead of in every call."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, D')."""
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return found
-
-
-def packed(module: Blip) -> Blip:
-    """The same model with packed weights where it lies on a CPU; it shares the others, and the given one stays whole.
-
-    Measured, float32 on AMD (MKL, which torch asks otherwise, leaves its AVX-512 unused): products of 768 x 3072 take a
-    half of the time with 1,600 rows, a third with 16, as a step of writing has them.
-    """
-    weight = module.text.tokens.weight
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return module
-    has_bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if weight.dtype != torch.float32 and not has_bf16:
-        return module
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    twin = copy.deepcopy(module, shared)
-    for place, part in [*twin.named_modules()]:
-        for name, child in [*part.named_children()]:
-            if type(child) is nn.Linear and not f"{place}.".startswith(TRAINING_ONLY):
-                setattr(part, name, Packed(child.weight, child.bias))
-    if twin.head is not None:
-        twin.head.product = Packed(weight, twin.head.bias)
+def at_work(module: Blip, device: str, dtype: str) -> Blip:
+    """The model as it answers: on its device, without gradients, and on a CPU with packed weights."""
+    ready = module.eval().requires_grad_(False).to(device, DTYPES[dtype])
+    twin, table = packed(ready, spared=TRAINING_ONLY), ready.text.tokens.weight
+    if twin.head is not None and can_pack(table):
+        twin.head.product = Packed(table, twin.head.bias)
     return twin

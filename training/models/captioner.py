@@ -14,7 +14,7 @@ from torch import Tensor
 from infra.errors import UsageError
 from training.blocks.decoding import StackDecoding
 from training.generate import Decoding, GenerationSettings, generate
-from training.models.blip_encoder import identity_of, packed
+from training.models.blip_encoder import at_work, identity_of
 from training.models.encoder import DTYPES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Captioner:
             raise UsageError("a filter cannot write captions; give a blip or blip.caption")
         self.ops, self.size = ops, module.settings.image_size
         self._identity = identity_of(module, ops)
-        self._module = packed(module.eval().requires_grad_(False).to(device, DTYPES[dtype]))
+        self._module = at_work(module, device, dtype)
         assert self._module.head is not None
         self._head = self._module.head
         self._tokenizer, self._device, self._dtype = module.tokenizer, torch.device(device), DTYPES[dtype]
