@@ -1,7 +1,7 @@
 """Linear maps whose weights lie as oneDNN's kernels read them: for models that only answer, on a CPU.
 
 torch asks MKL for float32 products; on AMD that leaves the wide registers unused. Measured there, 768 x 3072: half of
-the time with 1,600 rows, a third with 16, as a step of writing has them. The operators are torch's own, for its compiler.
+the time with 1,600 rows, a third with 16, as a step of writing has them. The operators are torch's, for its compiler.
 """
 
 from __future__ import annotations
