@@ -58,9 +58,11 @@ from infra.torchvision_here import make_importable
 from training.convert.blip import to_published, transformers_config
 from training.flops import peak_flops
 from training.models import MODELS
-from training.models.blip import DECODER, Blip, ops
+from training.models.blip import Blip
 from training.models.blip_captions import JUDGE
+from training.models.blip_parts import DECODER
 from training.models.blip_settings import TINY_WORDS
+from training.models.blip_spec import ops
 from training.preprocess import Ops
 from training.tokenize import learn_words
 

@@ -35,7 +35,8 @@ from infra.sample import pair_uid
 from infra.shards import ShardWriter
 from pipeline.images import ImageConfig, convert
 from training.models.architecture import tokenizer
-from training.models.clip import Clip, ClipSettings, build
+from training.models.clip import Clip, ClipSettings
+from training.models.clip_spec import build
 from training.preprocess import Ops
 
 # Shapes: B batch, E embedding

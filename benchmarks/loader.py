@@ -82,7 +82,7 @@ def _small(path: Path) -> bytes:
 def ours(folder: Path, selection: str | None) -> Generator[Any]:
     """Batches, without end."""
     from training.data.loader import DataSettings, Loader
-    from training.models.clip import SPEC
+    from training.models.clip_spec import SPEC
     from training.preprocess import set_up_worker
     from training.ranks import Ranks
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from training.engine import Engine
 from training.engine_settings import EngineSettings
-from training.models.clip import SPEC, Clip, build
+from training.models.clip import Clip
+from training.models.clip_spec import SPEC, build
 from training.optim import OptimSettings, parameter_groups
 from training.ranks import Ranks
 from training.rendezvous import joined

@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmarks.train_clip import made
 from training.engine import Engine
 from training.engine_settings import EngineSettings
-from training.models.clip import SPEC
+from training.models.clip_spec import SPEC
 from training.optim import OptimSettings
 from training.plan import memory_gib
 from training.ranks import Ranks

@@ -33,7 +33,8 @@ from tests.training.models.blips import blip, checkpoint_of
 from training.data.source import DatasetSettings, Source
 from training.models.blip_encoder import BlipEncoder
 from training.models.captioner import Captioner
-from training.models.clip import ClipSettings, build
+from training.models.clip import ClipSettings
+from training.models.clip_spec import build
 from training.models.load import load_captioner, load_matcher
 from training.preprocess import Ops
 

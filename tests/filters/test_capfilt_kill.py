@@ -28,7 +28,8 @@ from tests.servers.commands import assert_same, published, run, start
 from tests.servers.ray_nodes import kill_tree
 from tests.servers.stopping import stops_at, stops_before
 from tests.training.models.blips import blip, checkpoint_of
-from training.models.clip import ClipSettings, build
+from training.models.clip import ClipSettings
+from training.models.clip_spec import build
 
 KILLS_A_RUN = 5
 NUM_RUNS = max(1, int(os.environ.get("PAIRMILL_CHAOS", "5")) // KILLS_A_RUN)

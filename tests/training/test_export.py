@@ -13,7 +13,8 @@ from infra.storage import Storage
 from infra.torchvision_here import make_importable
 from training.checkpoint import Checkpoint, Facts
 from training.export import export
-from training.models.clip import Clip, ClipSettings, build
+from training.models.clip import Clip, ClipSettings
+from training.models.clip_spec import build
 from training.models.load import load_encoder
 from training.ranks import Ranks
 from training.saver import Saver

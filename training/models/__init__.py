@@ -7,9 +7,9 @@ from infra.registry import Registry
 MODELS = Registry(
     "model",
     {
-        "clip": "training.models.clip:SPEC",
-        "blip": "training.models.blip:SPEC",
-        "blip.caption": "training.models.blip:CAPTION",
-        "blip.retrieval": "training.models.blip:RETRIEVAL",
+        "clip": "training.models.clip_spec:SPEC",
+        "blip": "training.models.blip_spec:SPEC",
+        "blip.caption": "training.models.blip_spec:CAPTION",
+        "blip.retrieval": "training.models.blip_spec:RETRIEVAL",
     },
 )

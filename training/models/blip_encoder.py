@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch import Tensor
 from infra.errors import UsageError
 from training.blocks.packed import Packed, can_pack, packed
 from training.blocks.text import Context
+from training.models.blip import Blip
 from training.models.encoder import DTYPES, digest_of
-
-if TYPE_CHECKING:
-    from training.models.blip import Blip
 
 TRAINING_ONLY = ("contrast.momentum.", "contrast.queue.")
 

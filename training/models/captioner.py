@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,10 @@ from torch import Tensor
 from infra.errors import UsageError
 from training.blocks.decoding import StackDecoding
 from training.generate import Decoding, GenerationSettings, generate
+from training.models.blip import Blip
 from training.models.blip_encoder import at_work, identity_of
+from training.models.blip_parts import DECODER
 from training.models.encoder import DTYPES
-
-if TYPE_CHECKING:
-    from training.models.blip import Blip
-
-DECODER = "decoder"
 
 
 @dataclass(frozen=True)

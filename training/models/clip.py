@@ -8,9 +8,6 @@ the names of the parameters, below `clip.`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,17 +18,12 @@ from torch import Tensor, nn
 from infra.errors import UsageError
 from infra.recipe import tuning
 from infra.torchvision_here import make_importable
-from training.models.architecture import ArchSettings, image_ops, model_cfg, tokenizer
+from training.models.architecture import ArchSettings, model_cfg
 from training.models.causal_text import causal_tower, encode_texts
-from training.models.clip_weights import load_weights
-from training.models.encoder import Encoder
 from training.objectives import contrastive
-from training.ranks import Ranks
-from training.spec import Batch, Context, Outputs, Term, TrainSpec
+from training.spec import Batch, Context, Outputs
 
 PREFIX = "clip."  # before open_clip's names
-MAX_SCALE = 100.0
-LOCKED_IMAGE = (r"^clip\.visual\.",)
 
 
 class ClipSettings(ArchSettings):
@@ -97,14 +89,6 @@ class Clip(nn.Module):
         return self
 
 
-def build(settings: ClipSettings) -> Clip:
-    """The model, with the weights that the settings name."""
-    module = Clip(settings)
-    if settings.pretrained is not None:
-        load_weights(module, settings.pretrained)
-    return module
-
-
 def _open_clip_model(settings: ClipSettings) -> Any:
     make_importable()
     from open_clip.model import CLIP, CustomTextCLIP
@@ -128,69 +112,3 @@ def _memory_format(visual: nn.Module) -> torch.memory_format:
     from open_clip.modified_resnet import ModifiedResNet
 
     return torch.channels_last if isinstance(visual, ModifiedResNet) else torch.preserve_format
-
-
-def softmax(outputs: Outputs, batch: Batch, ranks: Ranks, *, rows: contrastive.Rows, chunk: int | None) -> Tensor:
-    """Nats per pair, ()."""
-    return contrastive.softmax_loss(
-        outputs["image_emb"], outputs["text_emb"], outputs["scale"], batch["valid"], ranks, rows=rows, chunk=chunk
-    )
-
-
-def sigmoid(outputs: Outputs, batch: Batch, ranks: Ranks, *, rows: contrastive.Rows, chunk: int | None) -> Tensor:
-    """Nats per pair, ()."""
-    return contrastive.sigmoid_loss(
-        outputs["image_emb"], outputs["text_emb"], outputs["scale"], outputs["bias"], batch["valid"], ranks,
-        rows=rows, chunk=chunk,
-    )  # fmt: skip
-
-
-def losses(settings: ClipSettings) -> Mapping[str, Term]:
-    """One term: softmax or sigmoid."""
-    loss = {"softmax": softmax, "sigmoid": sigmoid}[settings.loss]
-    return {settings.loss: Term(partial(loss, rows=settings.rows, chunk=settings.chunk))}
-
-
-@torch.no_grad()
-def clamp_scale(module: nn.Module) -> None:
-    """Logits are never scaled by more than 100 (CLIP, section 2.5). Not with a bias: SigLIP's own scale goes beyond.
-
-    It needs whole parameters, and the optimiser's own copies to follow them: `Engine.after_step` sees to both.
-    """
-    assert isinstance(module, Clip)
-    if module.clip.logit_bias is None:
-        module.clip.logit_scale.clamp_(max=math.log(MAX_SCALE))
-
-
-def frozen(settings: ClipSettings) -> Sequence[str]:
-    """Regexes on the names of the parameters that are not trained."""
-    return LOCKED_IMAGE if settings.lock_image else ()
-
-
-def encoder(module: nn.Module, device: str, dtype: str = "float32") -> Encoder:
-    """The trained model as evaluation asks it."""
-    assert isinstance(module, Clip)
-    return Encoder(module, device, dtype)
-
-
-# A convolutional tower: at this size it learns far faster than a ViT. Two thirds of the parameters are the token table.
-TINY = {
-    "arch": {
-        "embed_dim": 128,
-        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64},
-        "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2},
-    }
-}
-
-SPEC = TrainSpec(
-    Settings=ClipSettings,
-    tiny=TINY,
-    build=build,
-    losses=losses,
-    ops=image_ops,
-    tokenizer=tokenizer,
-    encoder=encoder,
-    after_step=clamp_scale,
-    accumulate="cached",
-    frozen=frozen,
-)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,10 +13,8 @@ from infra.storage import Storage
 from infra.torchvision_here import make_importable
 from training.convert.clip import from_transformers, is_transformers
 from training.models.architecture import ArchSettings, model_cfg, names
+from training.models.clip import Clip
 from training.models.tensor_files import read_tensors, refuse_misfits
-
-if TYPE_CHECKING:
-    from training.models.clip import Clip
 
 log = logging.getLogger(__name__)
 

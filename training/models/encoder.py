@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.models.architecture import image_ops, model_cfg, preprocess_cfg, tokenizer
-
-if TYPE_CHECKING:
-    from training.models.clip import Clip
+from training.models.clip import Clip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

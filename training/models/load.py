@@ -8,11 +8,13 @@ from torch import nn
 
 from infra.errors import UsageError
 from training.models import MODELS
-from training.models.blip import CAPTION, RETRIEVAL, Blip, ops
+from training.models.blip import Blip
 from training.models.blip_encoder import BlipEncoder
+from training.models.blip_spec import CAPTION, RETRIEVAL, ops
 from training.models.blip_weights import located, published_settings
 from training.models.captioner import Captioner
-from training.models.clip import Clip, ClipSettings, build
+from training.models.clip import Clip, ClipSettings
+from training.models.clip_spec import build
 from training.models.encoder import DTYPES, Encoder
 from training.spec import TrainSpec
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import training.models.blip
+import training.models.blip_spec
 from tests.training.models.blips import ALONE, CAPTIONS, blip, pairs, terms
 from training.blocks.queue import KeyQueue
 from training.models.blip import COLDEST, HOTTEST, after_step
@@ -127,7 +128,7 @@ def test_momentum_weights_follow_the_closed_form():
 
 
 def test_momentum_weights_begin_as_those_they_follow():
-    module = training.models.blip.build(blip("blip").settings)
+    module = training.models.blip_spec.build(blip("blip").settings)
     own = dict(module.named_parameters())
     for name, found in module.contrast.momentum.named_parameters():
         part = next(part for part in FOLLOWED if name.startswith(part))
@@ -135,7 +136,7 @@ def test_momentum_weights_begin_as_those_they_follow():
 
 
 def test_followers_that_are_alike_say_what_they_follow_says():
-    module = training.models.blip.build(blip("blip").settings)
+    module = training.models.blip_spec.build(blip("blip").settings)
     outputs = module.eval()(pairs(module), ALONE)
     for kind in ("image", "text"):
         torch.testing.assert_close(outputs[f"{kind}_keys"][:6], outputs[f"{kind}_emb"], atol=1e-6, rtol=0)  # fp32

@@ -17,7 +17,8 @@ from tests.training.models.blips import ALONE, CAPTIONS, TEXT, VISION, blip, pai
 from tests.training.ranked import ranked
 from tests.training.shards import make_shards
 from training.checkpoint import CHECKPOINTS, Checkpoint, latest
-from training.models.blip import SPEC, after_step
+from training.models.blip import after_step
+from training.models.blip_spec import SPEC
 from training.ranks import Ranks
 from training.spec import Batch, Context
 

@@ -13,7 +13,8 @@ import torch
 from infra.errors import RecipeError, UsageError
 from infra.torchvision_here import make_importable
 from training.models.architecture import model_cfg, names
-from training.models.clip import SPEC, TINY, Clip, ClipSettings
+from training.models.clip import Clip, ClipSettings
+from training.models.clip_spec import SPEC, TINY
 from training.models.clip_weights import put_weights
 from training.ranks import Ranks
 from training.spec import Batch, Context
