@@ -21,7 +21,7 @@ from tests.servers.browser import browser  # noqa: F401 - a fixture
 from training.report import axes, write_page
 from training.report.curves import HEIGHT, WIDTH
 from training.report.headline import best, headline, state
-from training.report.kinds import kind_of
+from training.report.kinds import is_lower_better, kind_of
 from training.report.page import MAX_BINS, MAX_CURVES, render
 from training.report.runs import BEYOND, Run, series_of
 from training.report.thinned import smoothed, thinned
@@ -357,3 +357,18 @@ def test_the_page_opens_without_errors_network_or_labels_over_each_other(
     assert browser.of("Runtime.exceptionThrown") == []
     asked = [event["request"]["url"] for event in browser.of("Network.requestWillBeSent")]
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_lower"),
+    [
+        ("retrieval/reranked_image_to_text_r1", False),
+        ("retrieval/median_rank", True),
+        ("loss/match", False),
+        ("held_out/loss", True),
+        ("caption/CIDEr", False),
+        ("reading/word_error", True),
+    ],
+)
+def test_the_least_is_the_best_of_losses_ranks_and_errors_alone(metric: str, is_lower: bool) -> None:
+    assert is_lower_better(metric) == is_lower

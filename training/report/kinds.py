@@ -54,7 +54,8 @@ def kind_of(name: str) -> Kind:
 
 def is_lower_better(metric: str) -> bool:
     """Is the least the best? Of losses, ranks and errors; of all others, the most."""
-    return any(word in metric.rpartition("/")[2].lower() for word in _LOWER_IS_BETTER)
+    words = re.split(r"[^a-z]+", metric.rpartition("/")[2].lower())  # whole ones: what is reranked is no rank
+    return any(word in words for word in _LOWER_IS_BETTER)
 
 
 def as_counted(name: str) -> list[tuple[int, str]]:
