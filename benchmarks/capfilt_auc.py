@@ -28,16 +28,11 @@ from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from benchmarks.clip_auc import KINDS, SHARD_SIZE, draw, make, table
+from benchmarks.clip_auc import KINDS, SHARD_SIZE, Drawn, draw, make, store, table
 from filters.score import score
 from infra.dataset import Dataset
 from infra.executors import LocalExecutor
 from infra.rows import Rows
-from infra.sample import pair_uid
-from infra.shards import ShardWriter
 from infra.tables import read_table
 
 FAMILIES = {"any": 0.6, "colours": 0.2, "chance": 0.2}  # of the groups to train on
@@ -47,18 +42,13 @@ THRESHOLD = 0.5
 
 def write_web(shard: int, folder: Path, num_pairs: int) -> None:
     """Pairs with the web's mixture of captions."""
-    rows = []
-    with ShardWriter(folder / f"{shard:05d}.tar") as tar:
+
+    def drawn() -> Iterator[Drawn]:
         for number in range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, num_pairs)):
             kind = random.Random(f"kind/{number}").choices(list(MIX), list(MIX.values()))[0]
-            image, caption, attribute = draw(number, "web", ("en",), kind, None)
-            url, key = f"http://example.org/web/{number}.jpg", f"{shard:05d}{number % SHARD_SIZE:04d}"
-            uid = pair_uid(url, caption)
-            tar.write(uid, key, {"jpg": image, "txt": caption.encode(), "json": b"{}"})
-            told = {"caption": caption, "caption_kind": kind, "wrong_attribute": attribute}
-            rows.append({"uid": uid, "key": key, "url": url, "status": "success", **told})
-    pq.write_table(tar.index(), folder / f"index/{shard:05d}.parquet")
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"{shard:05d}.parquet")
+            yield number, kind, draw(number, "web", ("en",), kind, None)
+
+    store(shard, folder, "web", drawn())
 
 
 def survivors(web: Dataset) -> Iterator[str]:

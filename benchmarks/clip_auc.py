@@ -27,7 +27,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import Pool
@@ -55,6 +55,7 @@ from training.evaluate.settings import EvaluationSettings
 from training.models.load import load_encoder
 
 Scores = npt.NDArray[np.float32]
+Drawn = tuple[int, str, tuple[bytes, str, str]]  # number, kind of caption; picture, caption, the wrong attribute
 
 KINDS = ("true", "wrong_random", "boilerplate", "wrong_attribute")
 RATIOS = (0.75, 0.8, 1, 1, 1.25, 4 / 3, 4 / 3, 1.5)  # width over height, as the small web has them
@@ -134,14 +135,23 @@ def write_shard(
     """
     each = -(-num_scenes // SHARD_SIZE)
     kind, first = kinds[shard // each], shard % each * SHARD_SIZE
-    rows = []
-    with ShardWriter(folder / f"{shard:05d}.tar") as tar:
+
+    def drawn() -> Iterator[Drawn]:
         for number in range(first, min(first + SHARD_SIZE, num_scenes)):
             if mix and number % GROUP == 0:
                 chance = random.Random(f"{split}/group/{number}")
                 group = alike(chance, chance.choices(list(mix), list(mix.values()))[0])
             scene = group[number % GROUP] if mix else None
-            image, caption, attribute = draw(number, split, languages, kind, scene)
+            yield number, kind, draw(number, split, languages, kind, scene)
+
+    store(shard, folder, split, drawn())
+
+
+def store(shard: int, folder: Path, split: str, drawn: Iterable[Drawn]) -> None:
+    """A shard of drawn pairs, as a download and `infra index` would leave it, and what is true of each."""
+    rows = []
+    with ShardWriter(folder / f"{shard:05d}.tar") as tar:
+        for number, kind, (image, caption, attribute) in drawn:
             url, key = f"http://example.org/{split}/{number}.jpg", f"{shard:05d}{number % SHARD_SIZE:04d}"
             uid = pair_uid(url, caption)
             tar.write(uid, key, {"jpg": image, "txt": caption.encode(), "json": b"{}"})

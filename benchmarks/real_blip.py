@@ -24,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.real_clip import DRAWN, Picture, _rows, drawings, held_out, write_dataset
+from benchmarks.real_clip import DRAWN, Picture, drawings, held_out, table_rows, write_dataset
 from infra.dataset import Dataset
 from infra.tables import KEYS, read_table, write_keyed_table
 from training.data.source import captions_of, captions_table
@@ -48,7 +48,7 @@ METRICS = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 def coco(data: Path, folder: Path) -> None:
     """Photos, each with its first caption as the web's and the others in a table."""
     captions: dict[str, list[str]] = {}
-    for row in _rows(data / "captions/coco.tsv"):
+    for row in table_rows(data / "captions/coco.tsv"):
         captions.setdefault(row["file"], []).append(row["caption"])
     write_dataset(folder, [Picture(data / file, own[0]) for file, own in captions.items()])
     dataset = Dataset(folder)

@@ -97,19 +97,19 @@ class Picture:
 def drawings(data: Path) -> list[Picture]:
     """Noto's emoji and Tux Paint's stamps."""
     tables = (data / "emoji.tsv", data / "captions/tuxpaint.tsv")
-    return [Picture(data / row["file"], row["caption"]) for table in tables for row in _rows(table)]
+    return [Picture(data / row["file"], row["caption"]) for table in tables for row in table_rows(table)]
 
 
 def photos(data: Path, split: str) -> list[Picture]:
     """Photos of flowers, with the names and numbers of their classes."""
-    rows = _rows(data / "classes/flowers.tsv")
+    rows = table_rows(data / "classes/flowers.tsv")
     classes = sorted({row["class"] for row in rows})
     return [
         Picture(data / row["file"], row["class"], classes.index(row["class"])) for row in rows if row["split"] == split
     ]
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
+def table_rows(table: Path) -> list[dict[str, str]]:
     with table.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 

@@ -111,7 +111,7 @@ class Joined:
         rows = self.rows.columns()
         found = {}
         for name, column in self.columns.items():
-            schema = self.schemas.get(column.table, KEYS if column.column in self._of_keys() else rows)
+            schema = self.schemas.get(column.table, KEYS if column.column in self._of_keys else rows)
             kind = schema.field(column.column).type if column.column in schema.names else pa.string()
             found[name] = pa.float32() if pa.types.is_float16(kind) else kind
         return found
@@ -149,12 +149,12 @@ class Joined:
         if first is not None:
             num_rows, digest = first.metadata.num_rows, _word(first, UIDS_DIGEST)
         else:
-            own = [column.column for column in names.get(ROW, ()) if column.column not in self._of_keys()]
+            own = [column.column for column in names.get(ROW, ()) if column.column not in self._of_keys]
             rows = self.rows.read(shard, own)
             keys, places = self._keys(shard, rows["uid"])
             num_rows, digest = keys.num_rows, None if self.captions else keys_digests(keys)[0]
             for column in names.pop(ROW, ()):
-                if column.column in self._of_keys():
+                if column.column in self._of_keys:
                     columns[column.name] = keys[column.column]
                     continue
                 values = rows[column.column]
@@ -235,8 +235,9 @@ class Joined:
     def _fields(self, table: str) -> list[str]:
         if table != ROW:
             return [name for name in self.schemas[table].names if name not in KEYS.names]
-        return list(dict.fromkeys(("key", "url", "caption", *self._of_keys(), *self.rows.columns().names)))
+        return list(dict.fromkeys(("key", "url", "caption", *self._of_keys, *self.rows.columns().names)))
 
+    @cached_property
     def _of_keys(self) -> list[str]:
         """Which caption a row is: a rule may ask that, too, unless the row has columns of its own by these names."""
         return [name for name in ("source", "n") if name not in self.rows.columns().names]

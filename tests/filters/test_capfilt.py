@@ -29,7 +29,7 @@ from pipeline.reshard.run import reshard
 from tests.filters.small_datasets import verdicts
 from tests.filters.stored_shards import Sample, picture, store
 from tests.servers.commands import CHECKOUT, published
-from tests.training.models.blips import blip, checkpoint_of
+from tests.training.models.blips import CLIP, SIZES, blip, checkpoint_of
 from training.data.source import DatasetSettings, Source
 from training.models.blip_encoder import BlipEncoder
 from training.models.captioner import Captioner
@@ -40,15 +40,6 @@ from training.preprocess import Ops
 
 ROUNDING = 1e-6  # float32, one layer, a probability: other shapes of a batch take other kernels
 NATS = 1e-4  # the same of a sum over twenty tokens, each of a few nats
-SIZES = {
-    "vision": {"width": 16, "layers": 1, "heads": 2, "patch": 8},
-    "text": {"width": 16, "layers": 1, "heads": 2, "positions": 40, "dropout": 0.0},
-}
-CLIP = {
-    "embed_dim": 8,
-    "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
-}
 NUM_GOOD = 7
 BROKEN = {"cut": picture(0)[:400], "garbage": b"\xff\xd8\xff\xe0 but no picture at all", "empty": b""}
 SHARDS = {

@@ -27,22 +27,13 @@ from tests.filters.stored_shards import Sample, picture, store
 from tests.servers.commands import assert_same, published, run, start
 from tests.servers.ray_nodes import kill_tree
 from tests.servers.stopping import stops_at, stops_before
-from tests.training.models.blips import blip, checkpoint_of
+from tests.training.models.blips import CLIP, SIZES, blip, checkpoint_of
 from training.models.clip import ClipSettings
 from training.models.clip_spec import build
 
 KILLS_A_RUN = 5
 NUM_RUNS = max(1, int(os.environ.get("PAIRMILL_CHAOS", "5")) // KILLS_A_RUN)
 ALONE = {"OMP_NUM_THREADS": "1"}  # as many threads as a worker of Ray has: another number sums in another order
-SIZES = {
-    "vision": {"width": 16, "layers": 1, "heads": 2, "patch": 8},
-    "text": {"width": 16, "layers": 1, "heads": 2, "positions": 40, "dropout": 0.0},
-}
-CLIP = {
-    "embed_dim": 8,
-    "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32},
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
-}
 ENTRIES = {"captioner": "blip.caption", "other": "blip.caption", "filter": "blip.retrieval"}
 SMALL = {
     "00000": [Sample(f"image {n}", f"a photo, number {n}", picture(n)) for n in range(4)],

@@ -30,6 +30,17 @@ CAPTIONS = (
 )
 ALONE = Context(0, Ranks())
 
+# Of checkpoints that scorers load: smaller still, and a CLIP, which is none of them.
+SIZES = {
+    "vision": {"width": 16, "layers": 1, "heads": 2, "patch": 8},
+    "text": {"width": 16, "layers": 1, "heads": 2, "positions": 40, "dropout": 0.0},
+}
+CLIP = {
+    "embed_dim": 8,
+    "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+
 
 def settings_of(entry: str, **changes: Any) -> Any:
     """A size that is odd on purpose: widths of both towers differ, and heads and layers too."""
