@@ -97,7 +97,12 @@ def test_every_number_of_the_file_is_drawn_or_named_and_no_place_leaves_the_fram
     left = page.css("#undrawn li")
     whole = {one.css_first("code").text() for one in left if "it is the whole loss" in one.text()}
     assert all(name.startswith("loss/") for name in whole)
-    assert sorted(plain(kind_of(name).title, 80) for name in drawn - whole) == sorted(titles_of(page))
+    titles = titles_of(page)
+    in_table = {row.text() for row in page.css("#best tbody th")}
+    once = {name for name in drawn - whole if "/" in name and plain(kind_of(name).title, 80) not in titles}
+    assert {plain(name, 80) for name in once} <= in_table
+    assert all(len(run.series[name].values) == 1 for run in runs for name in once if name in run.series)
+    assert sorted(plain(kind_of(name).title, 80) for name in drawn - whole - once) == sorted(titles)
     assert len(left) == len(told) + len(whole)
     for path in page.css("svg path"):
         assert re.fullmatch(r"[MLHVZhv\d. -]+", path.attributes["d"])
@@ -242,7 +247,7 @@ def test_an_interval_is_a_band_around_its_metric_and_no_chart_of_its_own() -> No
         {"step": at, "samples": at, "r/x": 0.1 * at, "r/x/low": 0.1 * at - 0.02, "r/x/high": 0.1 * at + 0.02}
         for at in range(1, 6)
     ]
-    page = page_of(run_of([*lines, {"step": 6, "samples": 6, "r/y/low": 1.0}]))
+    page = page_of(run_of([*lines, *({"step": at, "samples": at, "r/y/low": 1.0} for at in (6, 7))]))
     assert titles_of(page) == ["r/x", "r/y/low"]
     first = page.css_first("figure")
     assert len(first.css("path.band")) == 1
@@ -275,9 +280,19 @@ def test_the_best_is_the_first_of_the_highest_or_of_the_lowest_ranks() -> None:
 
 def test_recall_at_5_stands_before_recall_at_10() -> None:
     names = ["r/r1", "r/r5", "r/r10"]
-    page = page_of(run_of([{"step": 1, "samples": 1, **dict.fromkeys(reversed(names), 0.5)}]))
+    page = page_of(run_of([{"step": at, "samples": at, **dict.fromkeys(reversed(names), 0.5)} for at in (1, 2)]))
     assert titles_of(page) == names
     assert [row.text() for row in page.css("#best tbody th")] == names
+
+
+def test_a_metric_that_is_measured_once_stands_in_the_table_and_is_no_dot_of_a_chart() -> None:
+    once = [{**line, "r/r1": 0.5} if line["step"] == 30 else line for line in falling()]
+    twice = [{**line, "r/r1": 0.5} if line["step"] in (15, 30) else line for line in falling()]
+    page = page_of(run_of(once))
+    assert "r/r1" not in titles_of(page)
+    assert [row.text() for row in page.css("#best tbody th")] == ["r/r1"]
+    assert not page_of(run_of([{"step": 1, "samples": 1, "r/r1": 0.5}])).css(".nothing")
+    assert "r/r1" in titles_of(page_of(run_of(once), run_of(twice, "other")))
 
 
 def test_the_figures_tell_the_run() -> None:
@@ -320,7 +335,7 @@ def test_the_only_term_of_a_loss_is_not_drawn_a_second_time() -> None:
 
 def test_what_a_full_page_has_no_room_for_is_named() -> None:
     names = [f"r/{at:03d}" for at in range(MAX_CURVES + 2)]
-    page = page_of(run_of([{"step": 1, "samples": 1, **dict.fromkeys(names, 0.5)}]))
+    page = page_of(run_of([{"step": at, "samples": at, **dict.fromkeys(names, 0.5)} for at in (1, 2)]))
     assert titles_of(page) == names[:-2]
     assert [one.text() for one in page.css("#undrawn code")] == names[-2:]
 

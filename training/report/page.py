@@ -17,7 +17,7 @@ from infra.page import publish_page, templates_of
 from training.report import axes
 from training.report.curves import Line, chart, colour_of
 from training.report.headline import best, differences, headline, state
-from training.report.kinds import KINDS, LOSS, SECTIONS, as_counted, is_lower_better, kind_of
+from training.report.kinds import EVALUATION, KINDS, LOSS, SECTIONS, as_counted, is_lower_better, kind_of
 from training.report.runs import Run, read_runs
 from training.report.thinned import thinned
 
@@ -123,7 +123,7 @@ def _drawable(runs: Sequence[Run]) -> tuple[list[str], list[Undrawn]]:
     found = {name for run in runs for name, series in run.series.items() if len(series.finite)}
     same = {name for name in found if _is_whole_loss(name, runs)}
     undrawn += [Undrawn(name, "", "it is the whole loss, which is drawn") for name in sorted(same)]
-    found -= same
+    found -= same | {name for name in found if _is_measured_once(name, runs)}
     names = [name for name in KINDS if name in found] + sorted(found - KINDS.keys(), key=as_counted)
     room = max(1, MAX_CURVES // max(1, len(runs)))
     undrawn += [Undrawn(name, "", "the page is full") for name in names[room:]]
@@ -137,6 +137,12 @@ def _is_whole_loss(name: str, runs: Sequence[Run]) -> bool:
         "loss" in series and np.array_equal(series[name].values, series["loss"].values, equal_nan=True)
         for series in having
     )  # fmt: skip
+
+
+def _is_measured_once(name: str, runs: Sequence[Run]) -> bool:
+    """Is it a metric with one value in each run that has it? The table of the best tells it; a chart would be a dot."""
+    having = [run.series[name] for run in runs if name in run.series]
+    return kind_of(name).section == EVALUATION and all(len(series.values) == 1 for series in having)
 
 
 def _figure(name: str, runs: Sequence[Run], num_bins: int, across: axes.Axis) -> Figure:
