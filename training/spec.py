@@ -83,6 +83,9 @@ class Tokenizer(Protocol):
         """(B, L) int64, padded and cut to one length."""
 
 
+STARTS = ("pretrained", "towers")  # settings that name weights to start from
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """A model, and what it is trained by. Functions take the model's settings, as a recipe gives them under `model`."""
@@ -99,3 +102,8 @@ class TrainSpec:
     after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
     accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
     frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters
+
+    def build_bare(self, settings: Config) -> nn.Module:
+        """The module without the weights that its settings start from: others are put in."""
+        starts = {name: None for name in STARTS if name in self.Settings.model_fields}
+        return self.build(settings.model_copy(update=starts))

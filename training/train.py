@@ -169,9 +169,8 @@ class Run:
             return found
         weights = self.engine.weights()
         if self.ranks.rank == 0:
-            settings = self.recipe.model_settings().model_copy(update={"pretrained": None})
             with torch.random.fork_rng():
-                module = self.spec.build(settings)
+                module = self.spec.build_bare(self.recipe.model_settings())
             module.load_state_dict(weights)
             for number, each in enumerate(due):
                 asker = self._asker(each.task)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.errors import PairmillError
 from infra.recipe import Config, tuning
@@ -71,6 +71,10 @@ class SizeSettings(Config):
     pretrained: str | None = Field(
         None, description="Weights to start from: a checkpoint or run of ours, or a published file or folder."
     )
+    towers: str | None = Field(
+        None, description="Where image tower and text layers begin, whichever entry it was, in place of pretrained; "
+        "heads, and a role that it has not, begin anew. (The paper's begin as ImageNet's ViT and BERT.)",
+    )  # fmt: skip
     gradient_checkpointing: bool = tuning(False, "Reckon activations again in the backward pass: less memory.")
 
     @field_validator("vision", "text", mode="before")
@@ -82,6 +86,12 @@ class SizeSettings(Config):
                 raise ValueError(f"one of {', '.join(known)}, or a mapping of sizes")
             return known[value]
         return value
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        if self.pretrained is not None and self.towers is not None:
+            raise ValueError("pretrained gives all weights, towers a part of them; give one of the two")
+        return self
 
     @field_validator("vocab")
     @classmethod

@@ -19,7 +19,7 @@ from training.models.blip_settings import (
     RetrievalSettings,
     SizeSettings,
 )
-from training.models.blip_weights import load_weights
+from training.models.blip_weights import load_towers, load_weights
 from training.models.captioner import Captioner
 from training.objectives.language import language_loss
 from training.objectives.matching import matching_loss
@@ -33,6 +33,8 @@ def build(settings: SizeSettings) -> Blip:
     module = Blip(settings)
     if settings.pretrained is not None:
         load_weights(module, settings.pretrained)
+    elif settings.towers is not None:
+        load_towers(module, settings.towers)
     else:
         module.follow(0.0)
     return module

@@ -17,6 +17,7 @@ from training.models.blip_settings import SizeSettings
 from training.models.tensor_files import read_tensors, refuse_misfits
 
 ROLES = re.compile(r"\.(?:attention|attention_norm)\.(encoder|decoder)\.")
+TOWERS = ("vision.", "text.")
 FOLLOWERS, QUEUE, TEMPERATURE = "contrast.momentum.", "contrast.queue.", "contrast.temperature"
 HEAD_WIDTH = 64  # of published BLIPs, whose files of tensors alone do not say it
 IN_FOLDER = ("*.json", "*.safetensors", "*.txt")  # of a model on the hub: no pickle
@@ -43,23 +44,37 @@ def load_weights(module: Any, source: str) -> None:
     Raises UsageError that says what does not fit.
     """
     loaded: Loaded = module
-    url = located(source)
-    _refuse_other_words(loaded.settings, url)
-    tensors = read_tensors(url)
-    layout = layout_of(tensors)
-    found = from_published(tensors, layout) if layout else dict(tensors)
+    found = _read(loaded.settings, source)
     wanted = loaded.state_dict()
+    _resize(found, wanted)
     has_followers = any(name.startswith(FOLLOWERS) for name in found)
     for name, tensor in wanted.items():
         if name.startswith(QUEUE) or (name not in found and name.startswith((FOLLOWERS, TEMPERATURE))):
             found[name] = tensor
-        elif name.endswith("vision.positions") and name in found:
-            found[name] = resized_positions(found[name], tensor.shape[1])
     fitting = {name: tensor for name, tensor in found.items() if name in wanted or not _is_beyond(name, wanted)}
     refuse_misfits(fitting, wanted, source, "this model")
     loaded.load_state_dict(fitting)
     if not has_followers:
         loaded.follow(0.0)
+
+
+def load_towers(module: Any, source: str) -> None:
+    """Put image tower and text layers into a Blip. A role that the source has not begins as the one that it has.
+
+    source: as of `load_weights`, of any entry. Heads stay as they are drawn; momentum copies begin as the weights.
+    Raises UsageError that says what does not fit.
+    """
+    loaded: Loaded = module
+    found = _read(loaded.settings, source)
+    wanted = {name: tensor for name, tensor in loaded.state_dict().items() if name.startswith(TOWERS)}
+    _resize(found, wanted)
+    fitting = {name: found.get(name, found.get(_in_other_role(name))) for name in wanted}
+    held = {name: tensor for name, tensor in fitting.items() if tensor is not None}
+    # Beyond them a source may have heads, and a role; a layer more is another architecture.
+    held |= {name: found[name] for name in found if name.startswith(TOWERS) and not _is_beyond(name, wanted)}
+    refuse_misfits(held, wanted, source, "these towers")
+    loaded.load_state_dict({**loaded.state_dict(), **held})
+    loaded.follow(0.0)
 
 
 def located(source: str) -> str:
@@ -82,6 +97,27 @@ def located(source: str) -> str:
             f"{source}: no such file, and as a model of the Hugging Face hub it cannot be fetched: {reason} Fetch it "
             "where there is a network, and give the folder's path"
         ) from None
+
+
+def _read(settings: SizeSettings, source: str) -> dict[str, Tensor]:
+    """Tensors of a source by our names."""
+    url = located(source)
+    _refuse_other_words(settings, url)
+    tensors = read_tensors(url)
+    layout = layout_of(tensors)
+    return from_published(tensors, layout) if layout else dict(tensors)
+
+
+def _resize(found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Positions of another picture size become those of the wanted one."""
+    for name, tensor in wanted.items():
+        if name.endswith("vision.positions") and name in found:
+            found[name] = resized_positions(found[name], tensor.shape[1])
+
+
+def _in_other_role(name: str) -> str:
+    role = ROLES.search(name)
+    return name.replace(f".{role[1]}.", ".decoder." if role[1] == "encoder" else ".encoder.") if role else name
 
 
 def published_settings(url: str, vocab: str | None) -> dict[str, Any]:

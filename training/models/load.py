@@ -105,7 +105,7 @@ def module_of(url: str) -> tuple[str, TrainSpec, nn.Module]:
         raise UsageError(f"{url}: does not say which model it holds")
     spec: TrainSpec = MODELS[told["name"]]
     settings = spec.Settings.parse(told["settings"], f"{url}/checkpoint.json")
-    module = spec.build(settings.model_copy(update={"pretrained": None}))
+    module = spec.build_bare(settings)
     try:
         module.load_state_dict(checkpoint.weights())
     except RuntimeError as error:

@@ -15,7 +15,7 @@ from tests.training.models.blips import CAPTIONS, VISION, blip, checkpoint_of, p
 from training.blocks.vit import resized_positions
 from training.convert.blip import to_published
 from training.generate import GenerationSettings
-from training.models.blip_weights import load_weights
+from training.models.blip_weights import load_towers, load_weights
 from training.models.load import load_captioner, load_encoder, load_matcher
 
 GREEDY = GenerationSettings(method="greedy", max_length=12)
@@ -186,6 +186,34 @@ def test_a_part_cannot_start_what_has_more(tmp_path):
     writer = checkpoint_of(blip("blip.caption"), tmp_path, "blip.caption")
     with pytest.raises(UsageError, match=r"missing: .*attention\.encoder"):
         load_weights(blip("blip.retrieval"), writer)
+
+
+@pytest.mark.parametrize("entry", ["blip", "blip.caption", "blip.retrieval"])
+@pytest.mark.parametrize("source", ["blip", "blip.caption", "blip.retrieval"])
+def test_towers_start_each_entry_from_any_other_and_heads_stay_as_drawn(source, entry, tmp_path):
+    theirs = blip(source, seed=1)
+    held = theirs.state_dict()
+    module = blip(entry, seed=7)
+    drawn = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    load_towers(module, checkpoint_of(theirs, tmp_path, source))
+    for name, tensor in module.state_dict().items():
+        if name.startswith(("vision.", "text.")):
+            other = name.replace(".encoder.", "/").replace(".decoder.", ".encoder.").replace("/", ".decoder.")
+            assert torch.equal(tensor, held[name if name in held else other]), name
+        elif not name.startswith("contrast.momentum."):
+            assert torch.equal(tensor, drawn[name]), name
+    if module.contrast is not None:
+        for name, tensor in module.contrast.momentum["vision"].named_parameters():
+            assert torch.equal(tensor, held[f"vision.{name}"])
+        assert torch.equal(module.contrast.momentum["image"].weight, drawn["contrast.image.weight"])
+
+
+def test_towers_of_another_architecture_are_refused_and_so_are_two_starts(trained):
+    for text in ({"width": 32, "layers": 4, "heads": 4, "positions": 40}, {"width": 32, "layers": 2, "heads": 4}):
+        with pytest.raises(UsageError, match="not the weights of these towers"):
+            blip("blip.retrieval", text=text, towers=trained[1])
+    with pytest.raises(UsageError, match="give one of the two"):
+        blip("blip.retrieval", towers=trained[1], pretrained=trained[1])
 
 
 def test_a_folder_of_another_model_and_a_file_of_none_are_told(tmp_path):
