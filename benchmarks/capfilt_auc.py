@@ -1,11 +1,13 @@
 """CapFilt's filter on the small web: which wrong captions does it find, and how many of them are left among survivors?
 
-    python -m benchmarks.capfilt_auc [--scenes 96000] [--web 20000] [--pretrain SAMPLES] [--finetune SAMPLES]
+    python -m benchmarks.capfilt_auc [--scenes 144000] [--web 20000] [--write SAMPLES] [--judge SAMPLES]
 
-A BLIP is pretrained on drawn scenes as the small web's trusted host shows them, one true caption each, and fine-tuned
-as a filter (blip.retrieval) on the same scenes. Those lie in groups, most of them families whose scenes differ by
-single changes of any kind, and fine-tuning leaves a group together in a batch, so that its hard negatives are hard; all
-of its captions are true. Then it judges
+Drawn scenes as the small web's trusted host shows them, one true caption each, stand for the human set. The filter's
+towers begin as ImageNet's ViT and BERT do in the paper, as those of a model that has seen much: here of one that learnt
+to write these captions (blip.caption), which teaches a small tower to see from the fewest samples. Then it learns to
+contrast and to match (blip.retrieval). The scenes lie in groups, most of them families whose scenes differ by single
+changes of any kind, and learning to match leaves a group together in a batch, so that the hard negatives are hard; all
+captions are true. Then it judges
 
     held    2,000 other scenes, drawn by chance, each with a true caption and one of every kind of wrong: AUC by kind,
             as clip_auc has it, of `itm` and of `clip_score` (the cosine of the same model's contrast)
@@ -38,6 +40,8 @@ from infra.tables import read_table
 FAMILIES = {"any": 0.6, "colours": 0.2, "chance": 0.2}  # of the groups to train on
 MIX = {"true": 0.7, "wrong_random": 0.1, "wrong_attribute": 0.1, "boilerplate": 0.1}  # of captions with a text
 THRESHOLD = 0.5
+# Half as deep again as the tiny recipes' text: who stands left of whom takes a layer more.
+TEXT = 'model.text={"width": 96, "layers": 3, "heads": 3, "positions": 64, "dropout": 0.0}'
 
 
 def write_web(shard: int, folder: Path, num_pairs: int) -> None:
@@ -77,11 +81,11 @@ def train(recipe: str, settings: Sequence[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=96_000, help="to train on")
+    parser.add_argument("--scenes", type=int, default=144_000, help="to train on")
     parser.add_argument("--held", type=int, default=2_000, help="to judge, each with a caption of every kind")
     parser.add_argument("--web", type=int, default=20_000, help="pairs with the web's mixture of captions")
-    parser.add_argument("--pretrain", type=int, default=192_000, help="samples")
-    parser.add_argument("--finetune", type=int, default=96_000, help="samples")
+    parser.add_argument("--write", type=int, default=192_000, help="samples of learning to write")
+    parser.add_argument("--judge", type=int, default=288_000, help="samples of learning to judge")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="change one value of both recipes")
     parser.add_argument("--work", type=Path, default=Path("out/capfilt_auc"), help="an empty or new folder")
     options = parser.parse_args()
@@ -98,12 +102,15 @@ def main() -> None:
                 partial(write_web, folder=work / "web", num_pairs=options.web), range(-(-options.web // SHARD_SIZE))
             )
     data = f'data.datasets=[{{"path": "{work}/train"}}]'
-    train("training/recipes/blip_tiny.yaml", [data, f"out={work}/pretrained", f"samples={options.pretrain}",
-                                              "data.window=8192", *options.settings])  # fmt: skip
-    # A batch is one group of each lane, so that wrong captions are drawn among like pictures.
+    train("training/recipes/blip_caption_tiny.yaml", [
+        data, f"out={work}/writer", "model.pretrained=null", TEXT, f"samples={options.write}", "data.batch=24",
+        "data.window=8192", "optim.lr=1.5e-3", *options.settings,
+    ])  # fmt: skip
+    # A batch is one half of a group, so that wrong captions are drawn among like pictures.
     train("training/recipes/blip_retrieval_tiny.yaml", [
-        data, f"out={work}/filter", f"model.pretrained={work}/pretrained", f"samples={options.finetune}",
-        "data.batch=192", "data.lanes=2", "data.window=96", *options.settings,
+        data, f"out={work}/filter", "model.pretrained=null", f"model.towers={work}/writer", TEXT,
+        f"samples={options.judge}", "data.batch=48", "data.lanes=1", "data.window=48", "optim.lr=1e-3",
+        *options.settings,
     ])  # fmt: skip
     held, web = Dataset(work / "held"), Dataset(work / "web")
     asked = [f"itm.checkpoint={work}/filter", f"clip_score.model={work}/filter"]

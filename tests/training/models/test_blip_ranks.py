@@ -97,16 +97,16 @@ def losses_over(ranks: Ranks) -> Any:
     return lambda outputs, part: {name: term.loss(outputs, part, ranks) for name, term in found.items()}
 
 
-def trained(ranks: Ranks, stages: list[int]) -> dict[int, Any]:
-    """Three steps of an engine at each stage: losses, and the weights and buffers at last."""
+def trained(ranks: Ranks, asked: list[tuple[int, bool]]) -> dict[tuple[int, bool], Any]:
+    """Three steps of an engine at each (stage, activations reckoned again?): losses, and weights and buffers at last."""
     from training.engine import Engine
     from training.engine_settings import EngineSettings
     from training.optim import OptimSettings
 
     found = {}
-    for stage in stages:
+    for stage, again in asked:
         more = {"deepspeed": str(runs.ROOT / "tests/training/stage3.json")} if stage == 3 else {}
-        module = blip("blip")
+        module = blip("blip", gradient_checkpointing=again)
         engine = Engine(
             module.train(), OptimSettings(lr=1e-3, warmup_steps=0, clip_norm=1.0),
             EngineSettings(zero=stage, **more), total_steps=9, micro_batch=NUM // ranks.num // 2, num_micro=2,
@@ -123,7 +123,7 @@ def trained(ranks: Ranks, stages: list[int]) -> dict[int, Any]:
             assert not result.is_skipped
             engine.after_step(after_step)
             told.append(result.terms)
-        found[stage] = told, engine.weights()
+        found[stage, again] = told, engine.weights()
     return found
 
 
@@ -140,9 +140,11 @@ def agree(found: Any, wanted: Any) -> None:
 @pytest.mark.slow
 def test_zero_3_gives_the_losses_weights_and_queue_of_zero_0_where_no_text_comes_to_a_rank(tmp_path: Path) -> None:
     """All ranks must make the same passes: each gathers weights that are cut among them."""
-    for found in ranked(2, trained, tmp_path, [0, 3]):
-        assert int(found[0][1]["contrast.queue.num_pushed"]) > 0
-        agree(found[3], found[0])
+    for found in ranked(2, trained, tmp_path, [(0, False), (3, False), (0, True), (3, True)]):
+        plain = found.pop((0, False))
+        assert int(plain[1]["contrast.queue.num_pushed"]) > 0
+        for other in found.values():
+            agree(other, plain)
 
 
 MODEL = {"name": "blip", "vision": VISION, "text": {**TEXT, "dropout": 0.1}, "vocab": "tiny", "image_size": 16,
