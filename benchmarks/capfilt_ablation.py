@@ -1,17 +1,18 @@
 """Table 1 of BLIP in small: what do filter and captioner each do for the model that is trained on what they leave?
 
-    make tour && python -m benchmarks.capfilt_ablation [--seeds 3] [--set samples=48000 …]
+    python -m benchmarks.capfilt_auc && python -m benchmarks.capfilt_ablation [--seeds 3] [--set samples=48000 …]
 
-On the demo's small web, captioned and judged by `make tour`, four selections, as the paper's rows:
+A web of drawn scenes, three captions of ten wrong or useless (the small web's mixture), is captioned and judged by the
+two models that capfilt_auc has trained. Beside a human set of true pairs, which stays as it is, four selections of it:
 
-    none        the web's captions and the human pairs, as they are
-    filter      the web's captions that match, and the human pairs
-    captioner   the web's captions and the written ones, all of them, and the human pairs
-    both        those of either kind that match, and the human pairs
+    none        its captions as they are
+    filter      those that match
+    captioner   them and the written ones, one an image, all of them
+    both        those of either kind that match
 
-On each a BLIP is pretrained from nothing, with every seed, on as many samples; then asked for what it was not trained
-on, the held-out part of the trusted host: retrieval (recall@1 by contrast, and re-ranked by matching) and captions
-(CIDEr). Runs stay in --work, and finished ones are not done again.
+On each a BLIP is pretrained from nothing, with every seed, on as many samples; then asked for scenes that nothing was
+trained on, each with one true caption: zero-shot retrieval (recall@1 by contrast) and captions (CIDEr). Runs stay in
+--work, and finished ones are not done again.
 """
 
 from __future__ import annotations
@@ -21,50 +22,48 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmarks.capfilt_auc import make_web
+from benchmarks.clip_auc import make
 from filters.rules import SelectRecipe
+from filters.score import score
 from filters.select import select
 from infra.dataset import Dataset
 from infra.executors import LocalExecutor
 
-HUMAN = "url like 'http://trusted.%'"
-WEB = {"where": f"source = 'web' or not ({HUMAN})", "reason": "human_has_its_own"}  # the paper captions the web alone
-MATCHES = {"where": f"itm.itm >= 0.5 or {HUMAN}", "reason": "does_not_match"}
-TRAINED = {"where": "sha256 >= '2'", "reason": "held_out"}
+MATCHES = [{"where": "itm.itm >= 0.5", "reason": "does_not_match"}]
+READ = [{"where": "itm.itm >= 0", "reason": "not_judged"}]  # all that a filter can judge
 ROWS: Mapping[str, Mapping[str, Any]] = {
-    "none": {"rules": [TRAINED]},
-    "filter": {"rules": [TRAINED, MATCHES]},
-    "captioner": {"captions": ["blip"], "rules": [TRAINED, WEB]},
-    "both": {"captions": ["blip"], "rules": [TRAINED, WEB, MATCHES]},
+    "none": {"rules": READ},
+    "filter": {"rules": MATCHES},
+    "captioner": {"captions": ["blip"], "rules": READ},
+    "both": {"captions": ["blip"], "rules": MATCHES},
 }
-ASKED = [
-    {"task": "retrieval", "selection": "held_out", "rerank": 32, "queries": 0},
-    {"task": "caption", "selection": "held_out", "queries": 0},
-]
 SHOWN = {
     "retrieval/image_to_text_r1": "TR@1", "retrieval/text_to_image_r1": "IR@1",
-    "retrieval/reranked_image_to_text_r1": "TR@1 re-ranked", "retrieval/reranked_text_to_image_r1": "IR@1 re-ranked",
+    "retrieval/image_to_text_r10": "TR@10", "retrieval/text_to_image_r10": "IR@10",
     "caption/CIDEr": "CIDEr", "caption/Bleu_4": "B@4",
 }  # fmt: skip
 
 
-def run(row: str, seed: int, dataset: str, work: Path, recipe: str, settings: Sequence[str]) -> Mapping[str, float]:
+def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, float]:
     """Metrics of one training."""
-    asked = [{**each, "data": dataset, "every": 10**9} for each in ASKED]
+    work: Path = options.work
+    asked = [
+        {"task": task, "data": str(work / "asked"), "limit": options.asked, "queries": 0, "every": 10**9}
+        for task in ("retrieval", "caption")
+    ]
+    web, human = {"path": str(work / "web"), "selection": f"ablation_{row}"}, {"path": str(work / "human")}
     values = {
-        "data.datasets": [{"path": dataset, "selection": f"ablation_{row}"}],
-        "evaluate": asked,
-        "seed": seed,
-        "out": str(work / f"{row}-{seed}"),
-    }
+        "data.datasets": [web, human], "data.batch": 48, "data.window": 8192, "optim.lr": 1.5e-3,
+        "samples": options.samples, "evaluate": asked, "seed": seed, "out": str(work / f"{row}-{seed}"),
+    }  # fmt: skip
     words = [word for name, value in values.items() for word in ("--set", f"{name}={json.dumps(value)}")]
-    words += [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "training", "train", recipe, *words, "--json"]
+    words += [word for setting in options.settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "training", "train", "training/recipes/blip_tiny.yaml", *words, "--json"]
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     metrics: Mapping[str, float] = json.loads(told.strip().splitlines()[-1])["metrics"]
     return metrics
@@ -72,28 +71,38 @@ def run(row: str, seed: int, dataset: str, work: Path, recipe: str, settings: Se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="out/demo", help="captioned and judged")
-    parser.add_argument("--recipe", default="training/recipes/blip_tiny.yaml")
+    parser.add_argument("--models", type=Path, default=Path("out/capfilt_auc"), help="holds writer and filter")
+    parser.add_argument("--web", type=int, default=20_000, help="pairs of the web")
+    parser.add_argument("--human", type=int, default=2_000, help="true pairs")
+    parser.add_argument("--asked", type=int, default=1_000, help="scenes to retrieve and caption")
+    parser.add_argument("--samples", type=int, default=24_000, help="of each training")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="change one value of the recipe")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--work", type=Path, default=Path("out/capfilt_ablation"))
+    parser.add_argument("--work", type=Path, default=Path("out/capfilt_ablation"), help="an empty or new folder")
     options = parser.parse_args()
-    dataset = Dataset(options.dataset)
+    work: Path = options.work
+    for split, num in {"human": options.human, "asked": options.asked}.items():
+        if not (work / split).exists():
+            make(work / split, num, ("true",), ("en",), split, mix=None)
+    if not (work / "web").exists():
+        make_web(work / "web", options.web)
+    web = Dataset(work / "web")
+    models = [f"caption.checkpoint={options.models}/writer", f"itm.checkpoint={options.models}/filter"]
+    score(web, ["caption", "itm"], LocalExecutor(), settings=models)
     for row in options.rows:
-        rules = SelectRecipe.parse(yaml.safe_load(json.dumps(ROWS[row])), row)
-        (summary,) = select([dataset], rules, f"ablation_{row}", LocalExecutor())
+        rules = SelectRecipe.parse(json.loads(json.dumps(ROWS[row])), row)
+        (summary,) = select([web], rules, f"ablation_{row}", LocalExecutor())
         print(f"{row}: {summary['rows_out']:,} of {summary['rows_in']:,} texts", flush=True)
-    print(f"\n{'':<12}" + "".join(f"{name:>20}" for name in SHOWN.values()))
+    print(f"\n{'':<12}" + "".join(f"{name:>16}" for name in SHOWN.values()), flush=True)
     for row in options.rows:
-        found = [run(row, seed, options.dataset, options.work, options.recipe, options.settings)
-                 for seed in range(options.seeds)]  # fmt: skip
+        found = [run(row, seed, options) for seed in range(options.seeds)]
         cells = []
         for name in SHOWN:
             values = [100 * metrics[name] for metrics in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-        print(f"{row:<12}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+        print(f"{row:<12}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

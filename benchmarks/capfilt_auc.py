@@ -55,6 +55,13 @@ def write_web(shard: int, folder: Path, num_pairs: int) -> None:
     store(shard, folder, "web", drawn())
 
 
+def make_web(folder: Path, num_pairs: int) -> None:
+    """A dataset as img2dataset and `infra index` would leave it, kinds of caption mixed."""
+    (folder / "index").mkdir(parents=True)
+    with Pool() as pool:
+        pool.map(partial(write_web, folder=folder, num_pairs=num_pairs), range(-(-num_pairs // SHARD_SIZE)))
+
+
 def survivors(web: Dataset) -> Iterator[str]:
     """The noise ratio, and the share of each kind before and after."""
     rows, before, after = Rows(web), Counter[str](), Counter[str]()
@@ -96,11 +103,7 @@ def main() -> None:
         if not (work / split).exists():
             make(work / split, num, kinds, ("en",), split, mix=mix)
     if not (work / "web").exists():
-        (work / "web/index").mkdir(parents=True)
-        with Pool() as pool:
-            pool.map(
-                partial(write_web, folder=work / "web", num_pairs=options.web), range(-(-options.web // SHARD_SIZE))
-            )
+        make_web(work / "web", options.web)
     data = f'data.datasets=[{{"path": "{work}/train"}}]'
     train("training/recipes/blip_caption_tiny.yaml", [
         data, f"out={work}/writer", "model.pretrained=null", TEXT, f"samples={options.write}", "data.batch=24",

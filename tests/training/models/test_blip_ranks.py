@@ -98,7 +98,7 @@ def losses_over(ranks: Ranks) -> Any:
 
 
 def trained(ranks: Ranks, asked: list[tuple[int, bool]]) -> dict[tuple[int, bool], Any]:
-    """Three steps of an engine at each (stage, activations reckoned again?): losses, and weights and buffers at last."""
+    """Three steps of an engine at each (stage, reckoned again?): losses, and the weights and buffers at last."""
     from training.engine import Engine
     from training.engine_settings import EngineSettings
     from training.optim import OptimSettings
