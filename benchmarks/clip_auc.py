@@ -63,7 +63,11 @@ SHORTER = 96  # pixels of the shorter side
 SHARD_SIZE = 960  # whole groups
 GROUP, FAMILY = 96, 8  # scenes that lie side by side, for a loader with data.window=96 to leave them so
 MIX = {"colours": 0.4, "changes": 0.4, "chance": 0.2}  # shares of the groups
-EASY = ("background", "colour", "size")  # learned from a batch of any scenes
+SPARED = {  # kinds of families, and the attributes that their scenes never differ in
+    "any": (),
+    "changes": ("background", "colour", "size"),  # what a batch of any scenes teaches
+    "last": ("colour", "size", "count", "shape", "binding"),  # what other families teach before the rest
+}
 RESAMPLES = 1000
 QUERIES = 1000  # pictures among as many captions: recall@1
 
@@ -71,16 +75,14 @@ QUERIES = 1000  # pictures among as many captions: recall@1
 def alike(rng: random.Random, how: str) -> list[Scene]:
     """GROUP scenes that share what a batch of any scenes teaches first, so that a batch of them teaches the rest.
 
-    how: "colours": one background and the same colours, all else by chance; "changes": families of FAMILY scenes, each
-    scene with one attribute other than one before it, those of EASY aside; "any": the same, with those of EASY, too;
-    "chance": they share nothing. Nothing hides in its background, and none of many things is told to be small or large,
-    as on the small web.
+    how: "colours": one background and the same colours, all else by chance; of SPARED: families of FAMILY scenes, each
+    scene with one attribute other than one before it, the spared ones aside; "chance": they share nothing. Nothing
+    hides in its background, and none of many things is told to be small or large, as on the small web.
     """
     if how == "chance":
         return [random_scene(rng) for _ in range(GROUP)]
-    if how in ("changes", "any"):
-        spared = EASY if how == "changes" else ()
-        return [scene for _ in range(GROUP // FAMILY) for scene in _family(rng, spared)]
+    if how in SPARED:
+        return [scene for _ in range(GROUP // FAMILY) for scene in _family(rng, SPARED[how])]
     first = random_scene(rng)
     second = random_scene(rng)
     while second.things[0].colour in CLASHES.get(first.background, ()):
