@@ -73,7 +73,7 @@ class SizeSettings(Config):
     )
     towers: str | None = Field(
         None, description="Where image tower and text layers begin, whichever entry it was, in place of pretrained; "
-        "heads, and a role that it has not, begin anew. (The paper's begin as ImageNet's ViT and BERT.)",
+        "heads begin anew, and a role that it has not as its other one. (The paper's: ImageNet's ViT and BERT.)",
     )  # fmt: skip
     gradient_checkpointing: bool = tuning(False, "Reckon activations again in the backward pass: less memory.")
 
