@@ -89,7 +89,7 @@ def main() -> None:
     models = [f"caption.checkpoint={options.models}/writer", f"itm.checkpoint={options.models}/filter"]
     score(web, ["caption", "itm"], LocalExecutor(), settings=models)
     for row in options.rows:
-        rules = SelectRecipe.parse(json.loads(json.dumps(ROWS[row])), row)
+        rules = SelectRecipe.parse(ROWS[row], row)
         (summary,) = select([web], rules, f"ablation_{row}", LocalExecutor())
         print(f"{row}: {summary['rows_out']:,} of {summary['rows_in']:,} texts", flush=True)
     print(f"\n{'':<12}" + "".join(f"{name:>16}" for name in SHOWN.values()), flush=True)

@@ -40,7 +40,7 @@ from infra.tables import read_table
 FAMILIES = {"any": 0.35, "last": 0.25, "colours": 0.2, "chance": 0.2}  # of the groups to train on
 MIX = {"true": 0.7, "wrong_random": 0.1, "wrong_attribute": 0.1, "boilerplate": 0.1}  # of captions with a text
 THRESHOLD = 0.5
-# Half as deep again as the tiny recipes' text: who stands left of whom takes a layer more.
+# Half as deep again as the tiny recipes' text.
 TEXT = 'model.text={"width": 96, "layers": 3, "heads": 3, "positions": 64, "dropout": 0.0}'
 
 
