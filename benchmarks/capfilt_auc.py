@@ -8,7 +8,8 @@ to write these captions (blip.caption), which teaches a small tower to see from 
 contrast and to match (blip.retrieval). The scenes lie in groups, most of them families whose scenes differ by single
 changes of any kind, and learning to match leaves a group together in a batch, so that the hard negatives are hard; all
 captions are true. At last it goes on at half the rate on other scenes, of which more differ in nothing but background,
-relation, texture or shape, which are learnt last. Then it judges
+relation or texture, which are learnt last, and with a third of its wrong pairs drawn evenly (model.easy): what contrast
+tells apart at a glance, another background, is no hard negative any more, and matching forgets it. Then it judges
 
     held    2,000 other scenes, drawn by chance, each with a true caption and one of every kind of wrong: AUC by kind,
             as clip_auc has it, of `itm` and of `clip_score` (the cosine of the same model's contrast)
@@ -115,14 +116,14 @@ def main() -> None:
         "data.window=8192", "optim.lr=1.5e-3", *options.settings,
     ])  # fmt: skip
     # A batch is one half of a group, so that wrong captions are drawn among like pictures.
-    for name, start, split, samples, rate in (
-        ("first", f"model.towers={work}/writer", "train", options.judge, 1e-3),
-        ("filter", f"model.pretrained={work}/first", "last", options.sharpen, 5e-4),
+    for name, start, split, samples, rate, easy in (
+        ("first", f"model.towers={work}/writer", "train", options.judge, 1e-3, 0),
+        ("filter", f"model.pretrained={work}/first", "last", options.sharpen, 5e-4, 1 / 3),
     ):
         train("training/recipes/blip_retrieval_tiny.yaml", [
             f'data.datasets=[{{"path": "{work}/{split}"}}]', f"out={work}/{name}", "model.pretrained=null", start, TEXT,
             f"samples={samples}", "data.batch=48", "data.lanes=1", "data.window=48", f"optim.lr={rate}",
-            *options.settings,
+            f"model.easy={easy}", *options.settings,
         ])  # fmt: skip
     held, web = Dataset(work / "held"), Dataset(work / "web")
     asked = [f"itm.checkpoint={work}/filter", f"clip_score.model={work}/filter"]

@@ -107,8 +107,10 @@ class Blip(nn.Module):
         valid = batch["valid"].to(device)
         may = ~found["is_positive"][:, : len(texts)] & found["is_key"][: len(texts)] & valid[:, None]  # (B, G)
         chance = _same_on_all(ranks, (2, len(texts)), device)
-        wrong_text, has_text = draw_negatives(found["image_logits"], may, chance[0, own])
-        wrong_image, has_image = draw_negatives(found["text_logits"], may, chance[1, own])
+        assert self.contrast is not None
+        easy = self.contrast.settings.easy
+        wrong_text, has_text = draw_negatives(found["image_logits"], may, chance[0, own], easy)
+        wrong_image, has_image = draw_negatives(found["text_logits"], may, chance[1, own], easy)
         logits = [self.judge(torch.stack([texts[own], texts[wrong_text]], 1).flatten(0, 1), seen)]  # (2 B, 2)
         images, arrived, counts = wrong_image, texts[own], has_image
         if ranks.num > 1:
@@ -118,7 +120,11 @@ class Blip(nn.Module):
             here = is_here.nonzero()[:, 0] if is_here.any() else torch.zeros_like(asked[:1])
             images, counts = (asked[here] - own.start).clamp(0, size - 1), (is_asked & is_here)[here]
             arrived = texts[here]
-        logits.append(self.judge(arrived, [(keys[images], values[images]) for keys, values in seen]))
+        logits.append(
+            self.judge(
+                arrived, [(keys.index_select(0, images), values.index_select(0, images)) for keys, values in seen]
+            )
+        )
         is_match = torch.tensor([True, False], device=device).repeat(size)
         return {
             "match_logits": torch.cat(logits),

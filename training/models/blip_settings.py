@@ -120,6 +120,10 @@ class ContrastSettings(SizeSettings):
     temperature: float = Field(0.07, gt=0, description="At the start; it is trained, within .001 and .5.")
     alpha: float = Field(0.4, ge=0, le=1, description="Share of the targets that the momentum encoder says, at last.")
     alpha_steps: int = Field(0, ge=0, description="Steps over which that share grows; the paper's: two epochs.")
+    easy: float = Field(
+        0.0, ge=0, lt=1, description="Share of wrong pairs that are drawn evenly. (Not the paper's: 0 is.) What "
+        "contrast tells apart is never among the likest ones, so matching forgets it.",
+    )  # fmt: skip
 
 
 class BlipSettings(LanguageSettings, ContrastSettings):

@@ -28,13 +28,15 @@ def matching_loss(logits: Tensor, is_match: Tensor, counts: Tensor, ranks: Ranks
 
 
 @torch.no_grad()
-def draw_negatives(logits: Tensor, may: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def draw_negatives(logits: Tensor, may: Tensor, uniform: Tensor, easy: float = 0.0) -> tuple[Tensor, Tensor]:
     """For each row one of those that it may be wrongly paired with, the more similar the more likely.
 
     logits: (B, G) similarities over temperature. may: (B, G) bool. uniform: (B,) in [0, 1), one random number a row.
+    easy: share of draws that are even over all that may be drawn.
     Returns (B,) int64, and (B,) bool: had the row any to draw from?
     """
     weights = (F.softmax(logits.float(), 1) + FLOOR).double() * may
+    weights += easy / (1 - easy) * weights.sum(1, keepdim=True) * may / may.sum(1, keepdim=True).clamp(min=1)
     heights = weights.cumsum(1)
     total = heights[:, -1:]
     # The first height above u x total: its step is not empty, so what may not be drawn never is.
