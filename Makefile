@@ -52,7 +52,7 @@ tour: demo java ## the demo, then BLIP's loop on it: write captions, judge them,
 	@$(BIN)/python -m pipeline run pipeline/recipes/bootstrap.yaml $(TOUR_FLAGS)
 	@echo "Open out/demo/bootstrap.html in a browser."
 
-# Two processes: tests that start processes of their own go through one of them in turn, quick ones through the other.
+# Two processes: tests that start processes of their own, and slow ones, each go through one of them in turn; quick ones fill both.
 test: setup chromium java ## every test, in under 25 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 

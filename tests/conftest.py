@@ -18,15 +18,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
-HEAVY = ("slow", "ray", "browser", "chaos", "gpu")
+CROWDED = ("ray", "browser", "chaos", "gpu")  # marks of tests that start processes which outlive a call
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two processes: one has the tests that start more of them, in turn; the other the quick ones."""
+    """`make test` runs two processes. Tests of either kind follow each other in one of them; quick ones fill both."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in HEAVY):
-            item.add_marker(pytest.mark.xdist_group("heavy"))
+        if any(item.get_closest_marker(name) for name in CROWDED):
+            item.add_marker(pytest.mark.xdist_group("crowded"))
+        elif item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
 
 
 @pytest.fixture(scope="session")
