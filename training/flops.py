@@ -49,11 +49,12 @@ def forward_flops(shadow: nn.Module, batch: Batch) -> float:
 def made_up(spec: TrainSpec, settings: Any, num: int) -> Batch:
     """Rows as the model takes them, of noise and of captions that fill the context."""
     size = Ops.parse(spec.ops(settings)[0]).size
-    tokens = spec.tokenizer(settings)(["a picture " * 200] * num)
     chance = torch.Generator().manual_seed(0)
-    images = torch.randn(num, 3, size, size, generator=chance)
-    return Batch([bytes([row]) for row in range(num)],
-                 {"image": images, "text": tokens, "valid": torch.ones(num, dtype=torch.bool)})  # fmt: skip
+    images = torch.rand(num, 3, size, size, generator=chance)  # levels, as a model without normalizing has them, too
+    tensors = {"image": images, "valid": torch.ones(num, dtype=torch.bool)}
+    if (tokenizer := spec.tokenizer_of(settings)) is not None:
+        tensors["text"] = tokenizer(["a picture " * 200] * num)
+    return Batch([bytes([row]) for row in range(num)], tensors)
 
 
 def step_flops(forward: float, is_cached: bool) -> float:

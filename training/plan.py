@@ -47,7 +47,7 @@ def _steps(recipe: TrainRecipe, flops: float) -> list[str]:
     try:
         spec, settings = recipe.spec, recipe.model_settings()
         ops = recipe.ops or spec.ops(settings)[0]
-        num_units = Loader(recipe.data, ops, spec.tokenizer(settings), recipe.seed, ranks=Ranks()).num_units
+        num_units = Loader(recipe.data, ops, spec.tokenizer_of(settings), recipe.seed, ranks=Ranks()).num_units
     except PairmillError as error:
         return [f"data: cannot be read here, so steps are not known: {error}"]
     total = recipe.total_steps(num_units)

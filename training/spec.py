@@ -95,13 +95,17 @@ class TrainSpec:
     build: Callable[[Any], nn.Module]  # forward(batch: Batch, context: Context) → Outputs
     losses: Callable[[Any], Mapping[str, Term]]
     ops: Callable[[Any], tuple[str, str]]  # image operations of training and of evaluation, for training.preprocess
-    tokenizer: Callable[[Any], Tokenizer]
+    tokenizer: Callable[[Any], Tokenizer] | None  # None: it sees images alone, and batches have no text
     # module, device and, if not float32, dtype → what training.evaluate asks; None: it has none
     encoder: Callable[..., Any] | None = None
     captioner: Callable[..., Any] | None = None  # the same, for what asks for captions
     after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
     accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
     frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters
+
+    def tokenizer_of(self, settings: Any) -> Tokenizer | None:
+        """Its tokenizer, by the settings; None: none."""
+        return None if self.tokenizer is None else self.tokenizer(settings)
 
     def build_bare(self, settings: Config) -> nn.Module:
         """The module without the weights that its settings start from: others are put in."""

@@ -52,7 +52,7 @@ class Run:
         self.folder = Path(self.storage.path() if self.storage.is_local else f"runs/{recipe.word()}")
         self.num_micro = recipe.num_micro(ranks.num)
         self.loader = Loader(
-            recipe.data, recipe.ops or self.spec.ops(settings)[0], self.spec.tokenizer(settings), recipe.seed,
+            recipe.data, recipe.ops or self.spec.ops(settings)[0], self.spec.tokenizer_of(settings), recipe.seed,
             ranks=ranks, num_micro=self.num_micro,
         )  # fmt: skip
         self.loader.warm_up()

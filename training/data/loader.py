@@ -63,7 +63,8 @@ class Loader:
     """
 
     def __init__(
-        self, settings: DataSettings, ops: str, tokenizer: Tokenizer, seed: int, *, ranks: Ranks, num_micro: int = 1
+        self, settings: DataSettings, ops: str, tokenizer: Tokenizer | None, seed: int, *, ranks: Ranks,
+        num_micro: int = 1,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.num_micro = num_micro

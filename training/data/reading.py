@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,9 @@ Broken = tuple[bytes, str]  # uid and reason
 class Reader:
     """Makes batches of samples; torch's loader runs it in its workers. Picklable."""
 
-    def __init__(self, sources: Sequence[Storage], ops: str, tokenizer: Tokenizer, seed: int, copies: Copies) -> None:
+    def __init__(
+        self, sources: Sequence[Storage], ops: str, tokenizer: Tokenizer | None, seed: int, copies: Copies
+    ) -> None:
         self._sources = sources
         self._ops = Ops.parse(ops)
         self._tokenizer = tokenizer
@@ -58,15 +60,16 @@ class Reader:
             valid[row] = reason is None
             if reason is not None:
                 broken.append((sample.uid, reason))
-        tokens = self._tokenizer([sample.text or "" for sample in samples])
-        tensors: Mapping[str, Tensor] = {"image": images, "text": tokens, "valid": valid}
+        tensors: dict[str, Tensor] = {"image": images, "valid": valid}
+        if self._tokenizer is not None:
+            tensors["text"] = self._tokenizer([sample.text or "" for sample in samples])
         return Batch([sample.uid for sample in samples], tensors), broken
 
     def _fill(self, image: Tensor, sample: Sample, data: bytes | str) -> str | None:
         """Decode into (3, H, W). Returns the reason where that cannot be."""
         if isinstance(data, str):
             return data
-        if not sample.text:
+        if not sample.text and self._tokenizer is not None:
             return "no_caption"
         try:
             self._ops.into(data, chance_of(self._seed, sample.epoch, sample.uid), image)

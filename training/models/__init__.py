@@ -11,5 +11,6 @@ MODELS = Registry(
         "blip": "training.models.blip_spec:SPEC",
         "blip.caption": "training.models.blip_spec:CAPTION",
         "blip.retrieval": "training.models.blip_spec:RETRIEVAL",
+        "dalle.vae": "training.models.dalle_vae_spec:SPEC",
     },
 )

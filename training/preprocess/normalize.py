@@ -17,6 +17,7 @@ _MEAN_STD = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),  # openai/CLIP
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "unit": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # levels as they are, 0 to 1
 }
 # A level times the first, less the second; (3, 1, 1) each. Tensors of three numbers cost as much to make as to apply.
 _FACTORS = {
@@ -26,10 +27,10 @@ _FACTORS = {
 
 
 class Normalize(Config):
-    """Levels to float32 around zero."""
+    """Levels to float32 around zero, or with unit from 0 to 1."""
 
-    by: Literal["clip", "imagenet", "half"] = Field(
-        description="whose mean and standard deviation: clip, imagenet or half"
+    by: Literal["clip", "imagenet", "half", "unit"] = Field(
+        description="whose mean and standard deviation: clip, imagenet, half or unit"
     )
 
     def into(self, pixels: Pixels, out: Tensor) -> None:

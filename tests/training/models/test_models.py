@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -21,7 +23,9 @@ TEXTS = [f"{colour} {shape}" for colour in ("a red", "two blue") for shape in ("
 # these very pairs: it cannot fall below the entropy of its targets, which grows; what it has above that is bounded.
 # Matching starts at what a third of yeses costs who does not look, 0.64, and is the last to fall. Language has its
 # smoothing, which costs 1 nat of the 7.3.
-LEFT = {"softmax": 0.3, "contrast": 0.3, "match": 0.75, "language": 0.25}
+LEFT = {"softmax": 0.3, "contrast": 0.3, "match": 0.75, "language": 0.25, "reconstruction": 0.3}
+# Terms that may rise while the model learns: the dVAE's codes begin as good as uniform, and come to tell something.
+MAY_RISE = ("divergence",)
 
 
 def twin(name):
@@ -34,11 +38,13 @@ def twin(name):
 def batch_of(spec, settings):
     """Pictures of four coloured fields each: what a tower is quick to tell apart."""
     side = made_up(spec, settings, 1)["image"].shape[-1]
-    fields = torch.randn(ROWS, 3, 2, 2, generator=torch.Generator().manual_seed(5))
+    fields = torch.rand(ROWS, 3, 2, 2, generator=torch.Generator().manual_seed(5))
     image = fields.repeat_interleave(side // 2, 2).repeat_interleave(side // 2, 3)
     uids = [(number + 1).to_bytes(16, "little") for number in range(ROWS)]
-    text, valid = spec.tokenizer(settings)(TEXTS), torch.ones(ROWS, dtype=torch.bool)
-    return Batch(uids, {"image": image, "text": text, "valid": valid})
+    tensors = {"image": image, "valid": torch.ones(ROWS, dtype=torch.bool)}
+    if spec.tokenizer is not None:
+        tensors["text"] = spec.tokenizer(settings)(TEXTS)
+    return Batch(uids, tensors)
 
 
 def least(outputs):
@@ -74,7 +80,7 @@ def test_a_tiny_model_learns_one_batch(name):
         with torch.no_grad():
             bounds = {"contrast": least(outputs)} if "contrast" in losses else {}
             told.append({term: loss.item() - bounds.get(term, 0.0) for term, loss in losses.items()})
-    for term in terms:
+    for term in terms.keys() - set(MAY_RISE):
         start, end = told[0][term], sum(one[term] for one in told[-5:]) / 5
         assert end < LEFT[term] * start, (term, start, end)
 
@@ -102,4 +108,4 @@ def test_every_twin_makes_a_step_of_a_dry_run(tmp_path):
     (said,) = ranked(1, dry_runs, tmp_path, [*MODELS])
     for line in said:
         assert "one step on 4 rows of noise: loss" in line
-        assert float(line.rpartition(" ")[2]) > 0
+        assert math.isfinite(float(line.rpartition(" ")[2]))

@@ -1,0 +1,82 @@
+"""Masks over text and grid: the paper's figure by hand, no future, and every path the same as dense attention."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.blocks.grid_attention import grid_attention
+from training.blocks.masks import GridMask
+
+KINDS = ["row", "column", "convolution", "causal"]
+TEXT = [  # of figure 11: six text tokens, each sees itself and those before
+    "#.....................", "##....................", "###...................",
+    "####..................", "#####.................", "######................",
+]  # fmt: skip
+IMAGE = {  # sixteen image tokens, row by row; what each sees of the image
+    "row": [
+        "#...............", "##..............", "###.............", "####............",
+        "#####...........", ".#####..........", "..#####.........", "...#####........",
+        "....#####.......", ".....#####......", "......#####.....", ".......#####....",
+        "........#####...", ".........#####..", "..........#####.", "...........#####",
+    ],
+    "column": [
+        "#...............", ".#..............", "..#.............", "...#............",
+        "#...#...........", ".#...#..........", "..#...#.........", "...#...#........",
+        "#...#...#.......", ".#...#...#......", "..#...#...#.....", "...#...#...#....",
+        "#...#...#...#...", ".#...#...#...#..", "..#...#...#...#.", "...#...#...#...#",
+    ],
+    "convolution": [  # three by three, going on into the row above where it meets an edge
+        "#...............", "##..............", ".##.............", "#.##............",
+        "##.##...........", "###.##..........", ".###.##.........", "..###.##........",
+        "...###.##.......", "....###.##......", ".....###.##.....", "......###.##....",
+        ".......###.##...", "........###.##..", ".........###.##.", "..........###.##",
+    ],
+    "causal": ["#" * (at + 1) + "." * (15 - at) for at in range(16)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_of_four_by_four_is_the_one_written_out(kind):
+    written = TEXT + ["######" + line for line in IMAGE[kind]]
+    found = ["".join(".#"[one] for one in row) for row in GridMask(kind, 6, 4, 3).dense().tolist()]
+    assert found == written
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(0, 9), st.integers(1, 7), st.sampled_from([1, 3, 5, 11]))
+def test_nothing_sees_its_future_and_everything_itself_and_image_tokens_the_text(kind, text, side, kernel):
+    dense = GridMask(kind, text, side, kernel).dense()
+    assert not dense.triu(1).any()
+    assert dense.diagonal().all()
+    assert dense[text:, :text].all()
+    assert torch.equal(dense[:text, :text], torch.ones(text, text, dtype=torch.bool).tril())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(KINDS), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 3, 5, 11]))
+def test_in_blocks_it_gives_the_output_and_gradients_of_dense_attention(kind, text, side, kernel):
+    mask = GridMask(kind, text, side, kernel)
+    chance = torch.Generator().manual_seed(text + 10 * side)
+    given_ = [torch.randn(2, 3, mask.length, 5, generator=chance, dtype=torch.float64) for _ in range(4)]
+    found = []
+    for attend in (grid_attention, lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask.dense())):
+        inputs = [each.clone().requires_grad_() for each in given_[:3]]
+        out = attend(*inputs, mask)
+        (out * given_[3]).sum().backward()
+        found.append([out.detach(), *(each.grad for each in inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_comes_later_changes_nothing_before(kind):
+    mask = GridMask(kind, 4, 5, 3)
+    inputs = [torch.randn(1, 1, mask.length, 4) for _ in range(3)]
+    before = grid_attention(*inputs, mask)
+    for at in range(1, mask.length):
+        changed = [torch.cat([each[:, :, :at], torch.randn_like(each[:, :, at:])], 2) for each in inputs]
+        torch.testing.assert_close(grid_attention(*changed, mask)[:, :, :at], before[:, :, :at], atol=1e-6, rtol=0)

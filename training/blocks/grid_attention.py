@@ -1,0 +1,84 @@
+"""Attention under a grid mask, of which only the blocks that may be looked at are computed.
+
+An image row's queries ask the text and the few rows that their mask reaches back to; under a column mask rows are
+columns. All paths give what dense attention under the mask gives.
+"""
+
+# Shapes: B sequences, H heads, L = text + side * side positions, d; R rows (or columns) of a grid, W = R positions each
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.blocks.masks import GridMask
+
+
+def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask) -> Tensor:
+    """(B, H, L, d) each → (B, H, L, d)."""
+    if mask.kind == "causal":
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    num_back = _num_back(mask)
+    if num_back + 1 >= mask.side:
+        return F.scaled_dot_product_attention(queries, keys, values, mask.dense(queries.device))
+    text, image = zip(*(_parted(each, mask) for each in (queries, keys, values)), strict=True)
+    above = F.scaled_dot_product_attention(text[0], text[1], text[2], is_causal=True)
+    rows = [_rows(each, mask) for each in image]  # (B, H, R, W, d) each
+    windows = [_windows(each, num_back) for each in rows[1:]]  # (B, H, R, (back + 1) * W, d)
+    found = _attend(rows[0], (text[1], text[2]), windows, _window_mask(mask).to(queries.device))
+    return torch.cat([above, _unrowed(found, mask)], 2)
+
+
+def _attend(queries: Tensor, text: tuple[Tensor, Tensor], windows: list[Tensor], may: Tensor) -> Tensor:
+    """Softmax over the whole text and a row's window together. may: (R, W, window) bool. Returns (B, H, R, W, d)."""
+    num_rows, width, size = queries.shape[2:]
+    queries = queries * size**-0.5
+    of_text = (queries.flatten(2, 3) @ text[0].transpose(2, 3)).unflatten(2, (num_rows, width))  # (B, H, R, W, text)
+    of_image = (queries @ windows[0].transpose(3, 4)).masked_fill(~may, float("-inf"))  # (B, H, R, W, window)
+    shares = torch.cat([of_text, of_image], 4).softmax(4)
+    to_text, to_image = shares.split([of_text.shape[4], of_image.shape[4]], 4)
+    found = to_image @ windows[1]
+    return found + (to_text.flatten(2, 3) @ text[1]).unflatten(2, (num_rows, width))
+
+
+def _num_back(mask: GridMask) -> int:
+    """Rows before its own that a query may see a part of."""
+    return 0 if mask.kind == "column" else -(-mask.distances[-1] // mask.side)
+
+
+def _parted(x: Tensor, mask: GridMask) -> tuple[Tensor, Tensor]:
+    return x[:, :, : mask.text], x[:, :, mask.text :]
+
+
+def _rows(image: Tensor, mask: GridMask) -> Tensor:
+    """(B, H, side * side, d) → (B, H, R, W, d); under a column mask a row is a column."""
+    rows = image.unflatten(2, (mask.side, mask.side))
+    return rows.transpose(2, 3) if mask.kind == "column" else rows
+
+
+def _unrowed(rows: Tensor, mask: GridMask) -> Tensor:
+    return (rows.transpose(2, 3) if mask.kind == "column" else rows).flatten(2, 3)
+
+
+def _windows(rows: Tensor, num_back: int) -> Tensor:
+    """Each row behind those before it, nothing before the first: (B, H, R, W, d) → (B, H, R, (num_back + 1) * W, d)."""
+    if num_back == 0:
+        return rows
+    num = rows.shape[2]
+    padded = F.pad(rows, (0, 0, 0, 0, num_back, 0))
+    return torch.cat([padded[:, :, at : at + num] for at in range(num_back + 1)], 3)
+
+
+@cache
+def _window_mask(mask: GridMask) -> Tensor:
+    """(R, W, window) bool, cut out of the dense mask: what lies before the first row is seen by nobody."""
+    dense = mask.dense()[mask.text :, mask.text :]
+    side, num_back = mask.side, _num_back(mask)
+    rows = dense.unflatten(0, (side, side)).unflatten(2, (side, side))  # (R, W, R, W)
+    if mask.kind == "column":
+        rows = rows.permute(1, 0, 3, 2)
+    padded = F.pad(rows, (0, 0, num_back, 0))
+    return torch.stack([padded[at, :, at : at + num_back + 1].flatten(1) for at in range(side)])
