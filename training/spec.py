@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,14 @@ class Tokenizer(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, L) int64, padded and cut to one length."""
+
+
+@runtime_checkable
+class DrawingTokenizer(Tokenizer, Protocol):
+    """One that reads a text a little otherwise each time, in training."""
+
+    def drawn(self, texts: Sequence[str], chance: Callable[[int], np.random.Generator]) -> Tensor:
+        """The same as a call, row r by what chance(r) draws."""
 
 
 STARTS = ("pretrained", "towers")  # settings that name weights to start from

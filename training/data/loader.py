@@ -90,7 +90,7 @@ class Loader:
         folder = settings.copies or os.path.join(tempfile.gettempdir(), f"pairmill-copies-{os.getuid()}")
         storages = [source.dataset.storage for source in self._sources]
         copies = Copies(folder, int(settings.copies_gib * GIB))
-        self._reader = Reader(storages, ops, tokenizer, seed, copies)
+        self._reader = Reader(storages, ops, tokenizer, seed, copies, _num_codes(self._sources))
 
     @property
     def _num_workers(self) -> int:
@@ -163,7 +163,8 @@ class Loader:
         first, end = int(view.first[row]), int(view.first[row + 1])
         drawn = first if end - first == 1 else first + _draw(self._seed, epoch, uid) % (end - first)
         place = int(self._owner[shard]), self._names[shard], int(view.offsets[row]), int(view.sizes[row])
-        return Sample(uid, *place, view.texts[drawn].as_py(), epoch)
+        codes = view.codes[row].as_py() if view.codes is not None else None
+        return Sample(uid, *place, view.texts[drawn].as_py(), epoch, codes)
 
     def _view(self, shard: int) -> View:
         """The shard's units: held while there is room, the least recently used go first."""
@@ -184,6 +185,14 @@ class Loader:
         weights = [source.weight for source in self.settings.datasets]
         sources = [source.identity() for source in self._sources]
         return fingerprint(named, self.order.lanes, self._seed, weights, sources)
+
+
+def _num_codes(sources: list[Source]) -> int:
+    """Image tokens of a sample; 0: pictures are read. Raises RecipeError where datasets differ in that."""
+    found = {source.num_codes for source in sources}
+    if len(found) > 1:
+        raise RecipeError("data.datasets: give each dataset a table of tokens of the same grid, or none of them")
+    return found.pop()
 
 
 def _order(settings: DataSettings, sources: list[Source], seed: int) -> Order:

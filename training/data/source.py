@@ -24,6 +24,7 @@ from infra.rows import Rows, as_uids
 from infra.selection import Selection, runs
 from infra.shards import IMAGE_ENDINGS
 from infra.tables import read_table
+from training.data.tokens import read_codes, read_made
 
 Ints = npt.NDArray[np.int64]
 Unit = Literal["image", "caption"]
@@ -42,6 +43,10 @@ class DatasetSettings(Config):
     )
     captions: tuple[str, ...] = Field((WEB,), description="Tables of captions to use where there is no selection.")
     weight: float | None = Field(None, gt=0, description="How often a unit is drawn, against other datasets' units.")
+    tokens: str | None = Field(
+        None,
+        description="Table of image tokens, by `python -m training encode`, to read in place of pictures.",
+    )
     index: str | None = Field(None, description="Folder of the index, for a dataset of others that may not be written.")
 
 
@@ -51,6 +56,7 @@ class View:
 
     uids: (U,) of 16 bytes. offsets, sizes: (U,) where the encoded image lies in the tar; size 0: nowhere.
     first: (U + 1,) where each unit's captions begin. texts: (C,) captions, null where there is none.
+    codes: (U,) image tokens of each unit as bytes, null where there are none; None: pictures are read.
     """
 
     uids: pa.FixedSizeBinaryArray
@@ -58,11 +64,13 @@ class View:
     sizes: Ints
     first: Ints
     texts: pa.StringArray
+    codes: pa.BinaryArray | None = None
 
     @property
     def num_bytes(self) -> int:
         """Memory that it takes."""
-        return self.uids.nbytes + self.texts.nbytes + self.offsets.nbytes + self.sizes.nbytes + self.first.nbytes
+        held = (self.uids, self.texts, self.offsets, self.sizes, self.first, self.codes)
+        return sum(one.nbytes for one in held if one is not None)
 
 
 class Source:
@@ -71,7 +79,7 @@ class Source:
     def __init__(self, settings: DatasetSettings, unit: Unit) -> None:
         self.unit = unit
         self.dataset = Dataset(settings.path)
-        self.captions = settings.captions
+        self.captions, self.tokens = settings.captions, settings.tokens
         index = Dataset(settings.index) if settings.index else None
         self._rows = Rows(self.dataset, index)
         url = self.dataset.storage.url
@@ -86,6 +94,11 @@ class Source:
         if not self.sizes.sum():
             kept = f"selection {settings.selection} keeps nothing" if self.selection else "nothing is stored"
             raise DatasetError(f"{url}: {kept}; there is nothing to train on")
+
+    @property
+    def num_codes(self) -> int:
+        """Image tokens of a unit; 0: its picture is read."""
+        return read_made(self.dataset.storage, self.tokens, self.shards[0])["num"] if self.tokens else 0
 
     def identity(self) -> Mapping[str, Any]:
         """JSON-ready: what of this source the order of training depends on."""
@@ -110,7 +123,8 @@ class Source:
                 np.ones(len(kept), np.int64),
             )
         first = np.concatenate([[0], np.cumsum(counts)])
-        return View(firsts, offsets[places], sizes[places], first, texts)
+        codes = read_codes(self.dataset.storage, self.tokens, shard, firsts) if self.tokens else None
+        return View(firsts, offsets[places], sizes[places], first, texts, codes)
 
     def _num_units(self, shard: str) -> int:
         if self.selection:

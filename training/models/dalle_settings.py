@@ -55,8 +55,8 @@ class DalleSettings(Config):
     kernel: int = Field(11, gt=0, description="Side of the last layer's convolutional mask, odd.")
     text_share: float = Field(0.125, ge=0, le=1, description="What the text counts in the loss; the image the rest.")
     vae: str | None = Field(
-        None, description="The dalle.vae that makes pictures tokens: a run or checkpoint. Unset: data.datasets.N.tokens has "
-        "them ready, and no picture is opened.",
+        None, description="The dalle.vae that makes pictures tokens: a run or checkpoint; unset: tokens are read, of "
+        "data.datasets.N.tokens.",
     )  # fmt: skip
     pretrained: str | None = Field(None, description="Weights to start from: a checkpoint or run of ours.")
     gradient_checkpointing: bool = tuning(False, "Reckon activations again in the backward pass: less memory.")
@@ -93,7 +93,7 @@ class DalleSettings(Config):
         return self.grid**2
 
     def masks(self) -> tuple[GridMask, ...]:
-        """A mask a layer: of each four the second looks along columns, the others along rows; the last is a convolution.
+        """A mask a layer: of each four the second looks along columns, others along rows; the last is a convolution.
 
         Source: appendix B.1.
         """
