@@ -60,9 +60,9 @@ def read_codes(storage: Storage, name: str, shard: str, uids: pa.FixedSizeBinary
         places = pc.index_in(uids, value_set=as_uids(table["uid"]).combine_chunks())
         codes = table["codes"].combine_chunks().take(places)
         kept = codes.drop_null()
-        values = np.frombuffer(b"".join(kept.to_pylist()), CODE)
         if pc.any(pc.not_equal(pc.binary_length(kept), made["num"] * CODE.itemsize)).as_py():
             raise ValueError(f"not {made['num']} tokens in every row")
+        values = np.frombuffer(b"".join(kept.to_pylist()), CODE)
         if len(values) and int(values.max()) >= made["kinds"]:
             raise ValueError(f"a token beyond the {made['kinds']} kinds")
     except (KeyError, ValueError, pa.ArrowException) as error:
