@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from infra.cli import CONTEXT, print_json, run_main, say_plan
+from infra.cli import CONTEXT, open_executor, options_of, print_json, run_main, run_options, say_plan
 from infra.errors import UsageError
 from infra.options import config_options, given
+from training.encode_settings import EncodeSettings
 from training.evaluate.settings import EvaluationSettings
 
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
@@ -27,6 +28,7 @@ def main() -> None:
     train        a recipe to a model: CLIP now; any number of ranks, any ZeRO stage, exact resume
     evaluate     what a checkpoint can do: zero-shot classification, retrieval; how good captions are
     export       a checkpoint in the form of open_clip or transformers
+    encode       pictures to image tokens, once
     tokenizer    a vocabulary from the captions of datasets
     bench-data   the loader alone: is it fast enough for the model?
 
@@ -182,6 +184,39 @@ def report(runs: Sequence[str], out: str | None, is_section: bool) -> None:
         click.echo(section(runs))
         return
     click.echo(f"{write_page(list(runs), out)}: written")
+
+
+@main.command()
+@click.argument("checkpoint", metavar="VAE_CKPT")
+@click.option("--data", "dataset", required=True, metavar="DATASET", help="Folder of shards.")
+@click.option("--name", required=True, metavar="NAME", help="Name of the table: tokens/NAME/ beside the shards.")
+@config_options(EncodeSettings)
+@run_options
+def encode(checkpoint: str, dataset: str, name: str, **values: Any) -> None:
+    """Image tokens of every stored image, made once, so that training opens none: tokens/NAME/ beside the shards.
+
+    \b
+    python -m training encode out/dalle_vae --data out/demo --name vae
+    python -m training train training/recipes/dalle_tiny.yaml --set data.datasets.0.tokens=vae
+    """
+    from infra.dataset import Dataset
+    from infra.progress import Progress
+    from training.encode import EncodeStep
+    from training.encode import encode as run
+
+    settings = EncodeSettings.parse(given(EncodeSettings, values), "encode")
+    step = EncodeStep(Dataset(dataset), checkpoint, name, settings)
+    if values["dry_run"]:
+        say_plan([f"{step.name}: {len(step.plan()):,} shards"], values["as_json"])
+        return
+    with open_executor(values) as executor:
+        result = run(step, executor, options_of(values), Progress())
+    if values["as_json"]:
+        print_json({"name": name, "rows_in": result.counts.rows_in, "rows_out": result.counts.rows_out,
+                    "unknown": dict(result.counts.extra), "quarantined": sorted(result.quarantined)})  # fmt: skip
+        return
+    missing = "".join(f"; {reason} {num:,}" for reason, num in result.counts.extra.items())
+    click.echo(f"tokens/{name}: {result.counts.rows_out:,} rows{missing}")
 
 
 @main.command("bench-data")

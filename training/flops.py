@@ -48,10 +48,12 @@ def forward_flops(shadow: nn.Module, batch: Batch) -> float:
 
 def made_up(spec: TrainSpec, settings: Any, num: int) -> Batch:
     """Rows as the model takes them, of noise and of captions that fill the context."""
-    size = Ops.parse(spec.ops(settings)[0]).size
-    chance = torch.Generator().manual_seed(0)
-    images = torch.rand(num, 3, size, size, generator=chance)  # levels, as a model without normalizing has them, too
-    tensors = {"image": images, "valid": torch.ones(num, dtype=torch.bool)}
+    chance, tensors = torch.Generator().manual_seed(0), {"valid": torch.ones(num, dtype=torch.bool)}
+    if (codes := spec.codes(settings)) is not None:
+        tensors["codes"] = torch.randint(codes[1], (num, codes[0]), generator=chance)
+    else:
+        size = Ops.parse(spec.ops(settings)[0]).size
+        tensors["image"] = torch.rand(num, 3, size, size, generator=chance)  # levels, where nothing is normalized, too
     if (tokenizer := spec.tokenizer_of(settings)) is not None:
         tensors["text"] = tokenizer(["a picture " * 200] * num)
     return Batch([bytes([row]) for row in range(num)], tensors)

@@ -111,6 +111,8 @@ class TrainSpec:
     after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
     accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
     frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters
+    # image tokens of a picture and how many kinds of them, where batches have these in place of pictures
+    codes: Callable[[Any], tuple[int, int] | None] = lambda settings: None
 
     def tokenizer_of(self, settings: Any) -> Tokenizer | None:
         """Its tokenizer, by the settings; None: none."""

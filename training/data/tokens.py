@@ -8,6 +8,7 @@ tokens/NAME/SHARD.parquet: uid, codes: a binary of two bytes a token, row by row
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from infra.errors import DatasetError
+from infra.errors import DatasetError, UsageError
 from infra.rows import as_uids
 from infra.storage import Committed, Storage
 from infra.tables import read_table, write_table
 
 MADE = b"pairmill.made"  # in a table's metadata: by what
 CODE = np.dtype("<u2")  # of a token; dVAEs have thousands of kinds
-MAX_KINDS = 1 << 16
+
+
+def check_name(name: str) -> str:
+    """The name of a table. Raises UsageError where it cannot be a folder's."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UsageError(f"--name {name}: letters, digits, _, - and . alone, the first a letter or digit")
+    return name
 
 
 def codes_table(name: str, shard: str) -> str:

@@ -12,5 +12,6 @@ MODELS = Registry(
         "blip.caption": "training.models.blip_spec:CAPTION",
         "blip.retrieval": "training.models.blip_spec:RETRIEVAL",
         "dalle.vae": "training.models.dalle_vae_spec:SPEC",
+        "dalle": "training.models.dalle_spec:SPEC",
     },
 )

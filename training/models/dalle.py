@@ -51,11 +51,13 @@ class Dalle(nn.Module):
 
         Returns text and image, (): nats per token, whose mean over ranks is the mean over all valid pairs.
         """
+        device, num_text = self.start.device, self.settings.text_length
         codes = batch["codes"] if "codes" in batch.tensors else self.codes_of(batch["image"])
-        text, num_text = batch["text"], self.settings.text_length
+        text, codes = batch["text"].to(device), codes.to(device)
         stream = torch.cat([self.embed_text(text), self.embed_codes(codes)], 1)  # (B, 1 + T + I, D)
         states = self.stack(stream)[:, :-1]  # nothing follows the last token
-        valid, num = batch["valid"], _num_valid(batch["valid"], context.ranks)
+        valid = batch["valid"].to(device)
+        num = _num_valid(valid, context.ranks)
         return {
             "text": _mean(states[:, :num_text], self.text_head, text, valid, num),
             "image": _mean(states[:, num_text:], self.code_head, codes, valid, num),

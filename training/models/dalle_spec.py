@@ -13,6 +13,7 @@ from training.models.dalle_settings import DalleSettings
 from training.models.dalle_vae import DalleVae, DalleVaeSettings
 from training.models.dalle_vae_spec import ops as of_vae
 from training.models.tensor_files import read_tensors, refuse_misfits
+from training.models.token_maker import dvae_of
 from training.ranks import Ranks
 from training.spec import Batch, Outputs, Term, TrainSpec
 
@@ -33,12 +34,7 @@ def vae_of(settings: DalleSettings) -> DalleVae | None:
     """The dVAE that the settings name. Raises UsageError where its tokens are not this model's."""
     if settings.vae is None:
         return None
-    from training.checkpoint import checkpoint_of
-    from training.models.load import module_of
-
-    name, _, module = module_of(checkpoint_of(settings.vae) or settings.vae)
-    if not isinstance(module, DalleVae):
-        raise UsageError(f"{settings.vae}: holds a {name}, not a dalle.vae")
+    module = dvae_of(settings.vae)
     if (module.settings.vocab, module.settings.grid) != (settings.codes, settings.grid):
         raise UsageError(
             f"{settings.vae}: makes {module.settings.grid} x {module.settings.grid} tokens of {module.settings.vocab} "
@@ -70,6 +66,11 @@ def ops(settings: DalleSettings) -> tuple[str, str]:
     return made, made
 
 
+def codes(settings: DalleSettings) -> tuple[int, int] | None:
+    """Image tokens of a picture and their kinds; None where pictures come."""
+    return (settings.num_codes, settings.codes) if settings.vae is None else None
+
+
 SPEC = TrainSpec(
     Settings=DalleSettings,
     tiny={"stack": "tiny", "vocab": "tiny", "text_length": 24, "codes": 64, "grid": 8, "kernel": 5},
@@ -77,4 +78,5 @@ SPEC = TrainSpec(
     losses=losses,
     ops=ops,
     tokenizer=DalleTokenizer,
+    codes=codes,
 )

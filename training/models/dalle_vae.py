@@ -28,7 +28,7 @@ class DalleVaeSettings(Config):
     """Sizes and schedules; the paper's unless told."""
 
     image_size: int = Field(256, gt=0, description="Pixels a side.")
-    vocab: int = Field(8192, ge=2, description="Codes.")
+    vocab: int = Field(8192, ge=2, le=1 << 16, description="Codes.")
     hidden: int = Field(256, ge=4, description="Width of the widest grid's blocks; the smallest has it 8 times.")
     first: int = Field(128, ge=1, description="Width that the decoder begins with.")
     groups: int = Field(4, ge=1, description="Groups of blocks, between which the grid is halved.")
