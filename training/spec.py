@@ -92,7 +92,7 @@ class DrawingTokenizer(Tokenizer, Protocol):
         """The same as a call, row r by what chance(r) draws."""
 
 
-STARTS = ("pretrained", "towers")  # settings that name weights to start from
+STARTS = ("pretrained", "towers", "vae")  # settings that name other weights, which a checkpoint needs no more
 
 
 @dataclass(frozen=True, kw_only=True)

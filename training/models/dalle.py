@@ -23,9 +23,9 @@ from training.spec import Batch, Context, Outputs
 
 
 class Dalle(nn.Module):
-    """The stream's embeddings, the transformer, and a head for each kind of token. vae: what makes pictures tokens."""
+    """The stream's embeddings, the transformer, and a head for each kind of token."""
 
-    def __init__(self, settings: DalleSettings, vae: DalleVae | None = None) -> None:
+    def __init__(self, settings: DalleSettings) -> None:
         super().__init__()
         self.settings, self.tokenizer = settings, DalleTokenizer(settings)
         width, side = settings.stack.width, settings.grid
@@ -43,8 +43,11 @@ class Dalle(nn.Module):
         for embedding in (self.text_tokens, self.text_places, self.codes, self.rows, self.columns):
             nn.init.normal_(embedding.weight, std=0.02)
         nn.init.normal_(self.start, std=0.02)
-        # Held beside the module's own parts: it is no weight of this model, and no checkpoint of it has a copy.
-        self._vae = (vae.requires_grad_(False).eval(),) if vae is not None else ()
+        self._vae: tuple[DalleVae, ...] = ()
+
+    def look_through(self, vae: DalleVae) -> None:
+        """Let a trained dVAE make pictures tokens. It is no part of this model: no checkpoint has a copy of it."""
+        self._vae = (vae.requires_grad_(False).eval(),)  # a tuple, in which torch does not look for parts
 
     def forward(self, batch: Batch, context: Context) -> Outputs:
         """batch: text (B, T), codes (B, I) or else image (B, 3, H, W), valid (B,).
@@ -66,8 +69,9 @@ class Dalle(nn.Module):
     @torch.no_grad()
     def codes_of(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → (B, I) int64."""
-        if not self._vae:
-            raise AssertionError("no tokens in the batch, and no dVAE to make them by")
+        if images.is_meta:  # where only shapes are followed
+            return torch.zeros(len(images), self.settings.num_codes, dtype=torch.int64)
+        assert self._vae, "no tokens in the batch, and no dVAE to make them by"
         return self._vae[0].to(images.device).encode(images).flatten(1)
 
     def embed_text(self, text: Tensor) -> Tensor:

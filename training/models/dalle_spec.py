@@ -20,7 +20,9 @@ from training.spec import Batch, Outputs, Term, TrainSpec
 
 def build(settings: DalleSettings) -> Dalle:
     """The model, with the weights that the settings name, and the dVAE that makes pictures tokens, if any."""
-    module = Dalle(settings, vae_of(settings))
+    module = Dalle(settings)
+    if (vae := vae_of(settings)) is not None:
+        module.look_through(vae)
     if settings.pretrained is not None:
         from training.checkpoint import checkpoint_of
 

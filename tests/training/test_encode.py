@@ -1,0 +1,111 @@
+"""Image tokens of a dataset: what the model gives of each picture, once; training from them as from pictures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from infra.errors import FingerprintError, UsageError
+from infra.executors import LocalExecutor
+from infra.jobs import RunOptions
+from infra.storage import Storage
+from tests.training import runs
+from tests.training.models.blips import checkpoint_of
+from tests.training.shards import make_shards, picture, uid_of
+from training.data.tokens import as_codes
+from training.encode import EncodeStep, encode
+from training.encode_settings import EncodeSettings
+from training.models import MODELS
+from training.models.token_maker import load_token_maker
+from training.preprocess import Ops
+
+SIZES = [7, 5]
+VAE = {"image_size": 16, "vocab": 40, "hidden": 8, "first": 8, "groups": 3, "blocks": 1}
+WORDS = {"stack": {"width": 16, "layers": 3, "heads": 2}, "vocab": "tiny", "text_length": 12, "codes": 40, "grid": 4,
+         "kernel": 3}  # fmt: skip
+
+
+def vae_at(folder, seed=0):
+    torch.manual_seed(seed)
+    module = MODELS["dalle.vae"].build(MODELS["dalle.vae"].Settings.parse(VAE, "tiny"))
+    with torch.no_grad():
+        for parameter in module.parameters():  # so that pictures of different colours have different tokens
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return checkpoint_of(module, folder, "dalle.vae")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return make_shards(tmp_path / "data", SIZES, images={3: b"no picture"}), vae_at(tmp_path / "vae")
+
+
+def run(dataset, vae, name="vae", options=None, **settings):
+    return encode(EncodeStep(dataset, vae, name, EncodeSettings(**settings)), LocalExecutor(), options)
+
+
+def bytes_of(dataset, name="vae"):
+    folder = f"{dataset.storage.url}/tokens/{name}"
+    return {shard: Storage(folder).read(f"{shard}.parquet") for shard in ("00000", "00001")}
+
+
+def test_each_picture_has_the_tokens_that_the_model_gives_it_and_what_is_none_is_counted(place):
+    dataset, vae = place
+    result = run(dataset, vae, batch=2)
+    assert (result.counts.rows_in, result.counts.rows_out, result.counts.extra) == (12, 12, {"no_tokens": 1})
+    maker = load_token_maker(vae)
+    ops, found = Ops.parse(maker.ops), {}
+    for shard in ("00000", "00001"):
+        table = pq.read_table(f"{dataset.storage.url}/tokens/vae/{shard}.parquet")
+        made = json.loads(table.schema.metadata[b"pairmill.made"])
+        assert (made["num"], made["kinds"], made["weights"]) == (16, 40, maker.identity()["weights"])
+        found |= dict(zip(table["uid"].to_pylist(), table["codes"].to_pylist(), strict=True))
+    assert found.keys() == {uid_of(number) for number in range(12)}
+    for number in range(12):
+        if number == 3:
+            assert found[uid_of(number)] is None
+            continue
+        image = ops(picture(number), np.random.default_rng(0))
+        assert torch.equal(as_codes(found[uid_of(number)]), maker.encode(image[None])[0])
+    assert len(set(found.values())) > 2
+
+
+def test_a_run_that_was_stopped_and_other_batches_give_the_same_bytes_and_nothing_is_done_twice(place, tmp_path):
+    dataset, vae = place
+    assert run(dataset, vae, options=RunOptions(limit=1)).num_run == 1
+    assert run(dataset, vae, batch=3).num_run == 1
+    assert run(dataset, vae).num_run == 0
+    other = make_shards(tmp_path / "other", SIZES, images={3: b"no picture"})
+    run(other, vae)
+    assert bytes_of(dataset) == bytes_of(other)
+
+
+def test_another_model_is_refused_under_the_same_name_and_what_is_no_dvae_anywhere(place, tmp_path):
+    dataset, vae = place
+    run(dataset, vae)
+    second = vae_at(tmp_path / "second", seed=5)
+    with pytest.raises(FingerprintError, match="Give another --name"):
+        run(dataset, second)
+    assert run(dataset, second, "second").num_run == 2
+    with pytest.raises(UsageError, match="no checkpoint or run there"):
+        run(dataset, str(tmp_path), "third")
+    with pytest.raises(UsageError, match="letters, digits"):
+        run(dataset, vae, "../up")
+
+
+@pytest.mark.slow
+def test_training_from_tokens_and_from_pictures_gives_the_same_loss(tmp_path):
+    dataset, vae = make_shards(tmp_path / "data", [13, 11]), vae_at(tmp_path / "vae")
+    run(dataset, vae)
+    losses = {}
+    for way, model, tokens in (("table", {}, "vae"), ("pictures", {"vae": vae}, None)):
+        folder = tmp_path / way
+        data = json.dumps([{"path": dataset.storage.url, "tokens": tokens}])
+        path = runs.recipe(folder, tmp_path / "data", model={"name": "dalle", **WORDS, **model}, micro_batch=6)
+        assert runs.train(path, "--set", f"data.datasets={data}") == 0
+        losses[way] = runs.losses(folder)
+    assert losses["table"] == losses["pictures"]
+    assert len(losses["table"]) == runs.STEPS
