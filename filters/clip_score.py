@@ -22,6 +22,7 @@ from filters.base import Batch, column
 from filters.model import ModelScorer, ModelSettings, anywhere, readable
 from infra.errors import UsageError
 from infra.recipe import Config, tuning
+from training.evaluate.rerank import fit
 from training.models.load import load_encoder
 
 NONE = -1  # for a row: there is no image, or no text
@@ -102,8 +103,7 @@ class ClipScore(ModelScorer):
 
         known = (rows != NONE) & (captions != NONE)
         cosines = np.zeros(len(texts), np.float32)
-        fits = (image_emb[rows[known]] * text_emb[captions[known]]).sum(-1)
-        cosines[known] = fits.clamp(-1, 1).numpy()  # rounding may lead out of it
+        cosines[known] = fit(image_emb[rows[known]], text_emb[captions[known]]).numpy()
         arrays: list[pa.Array] = [pa.array(cosines, mask=~known)]
         if self._given.embeddings:
             arrays += [_lists(image_emb, rows), _lists(text_emb, captions)]

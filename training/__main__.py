@@ -14,6 +14,7 @@ from infra.errors import UsageError
 from infra.options import config_options, given
 from training.encode_settings import EncodeSettings
 from training.evaluate.settings import EvaluationSettings
+from training.sample_settings import SampleSettings
 
 SETTINGS = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 CAPTION_METRICS = "caption-metrics"  # the task that needs no model, and so is none of TASKS
@@ -29,6 +30,7 @@ def main() -> None:
     evaluate     what a checkpoint can do: zero-shot classification, retrieval; how good captions are
     export       a checkpoint in the form of open_clip or transformers
     encode       pictures to image tokens, once
+    sample       texts to pictures
     tokenizer    a vocabulary from the captions of datasets
     bench-data   the loader alone: is it fast enough for the model?
 
@@ -217,6 +219,65 @@ def encode(checkpoint: str, dataset: str, name: str, **values: Any) -> None:
         return
     missing = "".join(f"; {reason} {num:,}" for reason, num in result.counts.extra.items())
     click.echo(f"tokens/{name}: {result.counts.rows_out:,} rows{missing}")
+
+
+@main.command()
+@click.argument("checkpoint", metavar="CKPT")
+@click.option("--prompt", "prompts", multiple=True, required=True, metavar="TEXT", help="What to draw; may come again.")
+@click.option("--vae", metavar="VAE_CKPT", help="The dVAE of its tokens.  [default: the one that it was trained with]")
+@click.option("--rerank", metavar="CLIP", help="Order candidates by how well this model finds that they fit: a run "
+              "or checkpoint of ours, or a name of open_clip's list.")  # fmt: skip
+@click.option("--pretrained", metavar="TAG|PATH", help="CLIP is a name of open_clip's list, and these are its weights.")
+@click.option("--image", metavar="FILE", help="Go on from the top rows of this picture.")
+@click.option("--keep-rows", type=int, metavar="R", help="Rows of tokens of --image that stay.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1.  [default: cuda where there is one]")
+@click.option("--out", required=True, metavar="DIR", help="Write sheet.png, the pictures and results.json there.")
+@config_options(SampleSettings)
+@JSON
+def sample(
+    checkpoint: str, prompts: Sequence[str], vae: str | None, rerank: str | None, pretrained: str | None,
+    image: str | None, keep_rows: int | None, device: str | None, out: str, as_json: bool, **values: Any,
+) -> None:  # fmt: skip
+    """Pictures of a text: many candidates, the ones first that a CLIP finds to fit best.
+
+    Candidate 17 of a prompt and seed is the same, however many are drawn.
+
+    \b
+    python -m training sample out/dalle --prompt "a red boat" --num-candidates 64 --rerank out/clip --out out/boat
+    python -m training sample out/dalle --prompt "a red boat" --image half.png --keep-rows 4 --out out/completed
+    """
+    import torch
+
+    from infra.storage import Storage
+    from training.models.dalle_sampler import load_sampler
+    from training.models.load import load_encoder
+    from training.sample import first_rows, write
+    from training.sample import sample as run
+
+    settings = SampleSettings.parse(given(SampleSettings, values), "sample")
+    if (image is None) != (keep_rows is None):
+        raise UsageError("--image and --keep-rows go together: which picture, and how much of it stays")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sampler, maker = load_sampler(checkpoint, place, vae=vae)
+    encoder = load_encoder(rerank, pretrained, place) if rerank is not None else None
+    rows = None
+    if image is not None and keep_rows is not None:
+        storage, name = Storage.of_file(image)
+        if not storage.exists(name):
+            raise UsageError(f"--image {image}: no such file")
+        rows = first_rows(maker, storage.read(name), keep_rows)
+    total = len(prompts) * settings.num_candidates
+    with click.progressbar(length=total, label="drawing", file=sys.stderr) as bar:
+        found = [*run(sampler, maker, prompts, settings, encoder, rows, bar.update)]
+    results = write(out, found, settings.top)
+    if as_json:
+        print_json(results)
+        return
+    for told in results["prompts"]:
+        best = told["candidates"][0]
+        score = "" if best["score"] is None else f", fits {best['score']:.3f}"
+        click.echo(f"{told['prompt']}: candidate {best['candidate']}{score}")
+    click.echo(f"{out}/sheet.png: written")
 
 
 @main.command("bench-data")

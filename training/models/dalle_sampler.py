@@ -12,28 +12,15 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from infra.errors import UsageError
-from infra.recipe import Config, tuning
 from training.blocks.packed import packed
 from training.models.dalle import Dalle
 from training.models.encoder import DTYPES
+from training.models.token_maker import TokenMaker, load_token_maker
 from training.next_token import draw, probabilities, uniform_numbers
-
-
-class SamplingSettings(Config):
-    """How image tokens are drawn."""
-
-    temperature: float = Field(1.0, gt=0, description="Divides the logits; less is likelier pictures.")
-    top_k: int | None = Field(None, ge=1, description="Draw from so many likeliest tokens.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Draw from the likeliest tokens that hold this share.")
-    guidance: float = Field(
-        0.0, ge=0, description="How far logits are moved away from those of no text at all. (Not the paper's: 0 is.)"
-    )
-    seed: int = Field(0, ge=0, lt=2**64, description="Of the numbers that are drawn.")
-    batch: int = tuning(64, "Candidates that are drawn together.", gt=0)
+from training.sample_settings import SampleSettings
 
 
 class DalleSampler:
@@ -45,7 +32,7 @@ class DalleSampler:
         self._module = packed(module.to(self._device, self._dtype).eval())
 
     def candidates(
-        self, prompt: str, num: int, settings: SamplingSettings, given: Tensor | None = None
+        self, prompt: str, num: int, settings: SampleSettings, given: Tensor | None = None
     ) -> Iterator[Tensor]:
         """`num` candidates in order, (W, I) int64 at a time. given: (I',) first tokens, which all of them begin with.
 
@@ -61,7 +48,7 @@ class DalleSampler:
             yield self._drawn(text, numbers[first : first + settings.batch], given, settings)
 
     @torch.inference_mode()
-    def _drawn(self, text: Tensor, numbers: Tensor, given: Tensor, settings: SamplingSettings) -> Tensor:
+    def _drawn(self, text: Tensor, numbers: Tensor, given: Tensor, settings: SampleSettings) -> Tensor:
         """numbers: (W, I) in [0, 1) → (W, I) int64."""
         width, num = numbers.shape
         texts = [text, self.tokenizer([""])[0]] if settings.guidance else [text]
@@ -88,3 +75,30 @@ def _guided(logits: Tensor, num_texts: int, guidance: float) -> Tensor:
         return logits
     told, untold = logits.chunk(2)
     return told + guidance * (told - untold)
+
+
+def load_sampler(
+    place: str, device: str = "cpu", dtype: str = "float32", vae: str | None = None
+) -> tuple[DalleSampler, TokenMaker]:
+    """What draws tokens, and what makes them pictures. vae: a dVAE's checkpoint or run; unset: the one of training.
+
+    Raises UsageError where there is none, or its tokens are not the model's.
+    """
+    from training.checkpoint import Checkpoint, checkpoint_of
+    from training.models.load import module_of
+
+    if (checkpoint := checkpoint_of(place)) is None:
+        raise UsageError(f"{place}: no checkpoint or run there; python -m training train makes one of a dalle")
+    name, _, module = module_of(checkpoint)
+    if not isinstance(module, Dalle):
+        raise UsageError(f"{place}: holds a {name}, not a dalle")
+    vae = vae or Checkpoint.open(checkpoint).facts.model["settings"].get("vae")
+    if vae is None:
+        raise UsageError(f"{place}: was trained from a table of tokens; say with --vae which dVAE made them")
+    maker, settings = load_token_maker(vae, device, dtype), module.settings
+    if (maker.kinds, maker.grid) != (settings.codes, settings.grid):
+        raise UsageError(
+            f"{vae}: makes {maker.grid} x {maker.grid} tokens of {maker.kinds} kinds, {place} draws "
+            f"{settings.grid} x {settings.grid} of {settings.codes}; give the dVAE that it was trained with"
+        )
+    return DalleSampler(module, device, dtype), maker

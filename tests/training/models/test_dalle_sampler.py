@@ -7,9 +7,10 @@ import torch
 
 from infra.errors import UsageError
 from training.models.dalle import Dalle
-from training.models.dalle_sampler import DalleSampler, SamplingSettings
+from training.models.dalle_sampler import DalleSampler
 from training.models.dalle_settings import DalleSettings
 from training.models.dalle_spec import SPEC
+from training.sample_settings import SampleSettings
 
 SETTINGS = DalleSettings.parse({**SPEC.tiny, "grid": 4, "kernel": 3}, "tiny")
 PROMPT = "a red boat"
@@ -26,7 +27,7 @@ def module():
 
 
 def drawn(module, num=6, given=None, prompt=PROMPT, **settings):
-    made = DalleSampler(module, "cpu").candidates(prompt, num, SamplingSettings(**settings), given)
+    made = DalleSampler(module, "cpu").candidates(prompt, num, SampleSettings(**settings), given)
     return torch.cat([*made])
 
 
@@ -47,7 +48,7 @@ def test_every_token_is_one_that_the_whole_stream_gives_a_share_to(module, setti
     from training.next_token import draw, probabilities, uniform_numbers
 
     found = drawn(module, 5, **settings)
-    asked = SamplingSettings(**settings)
+    asked = SampleSettings(**settings)
     texts = module.tokenizer([PROMPT, ""])
     seen = [torch.cat([module.embed_text(text.expand(5, -1)), module.embed_codes(found)], 1) for text in texts]
     logits, untold = (module.code_head(module.stack(one)[:, SETTINGS.text_length : -1]) for one in seen)

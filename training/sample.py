@@ -1,0 +1,114 @@
+"""Texts to pictures: many candidates of each prompt, ordered by how well a CLIP finds that they fit, and written.
+
+OUT/sheet.png         a row a prompt, the best candidate first
+OUT/0000/00017.png    candidate 17 of prompt 0, in the order of drawing
+OUT/results.json      of each prompt its candidates in rank order, with scores
+"""
+
+# Shapes: C candidates, I tokens of a picture
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from infra.errors import UsageError
+from infra.storage import Storage
+from training.evaluate.embed import Encoder
+from training.evaluate.rerank import encoded, fits, ranked
+from training.models.dalle_sampler import DalleSampler
+from training.models.token_maker import TokenMaker
+from training.preprocess import Ops, UnreadableImage
+from training.sample_settings import SampleSettings
+
+MARGIN, LINE = 4, 14  # of the sheet, pixels
+SHOWN = 16  # candidates of a prompt on the sheet
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Candidates of a prompt, in the order of drawing. codes: (C, I), pictures: (C, 3, H, W) uint8.
+
+    scores: (C,), how well each fits; None: nobody was asked. order: places of the candidates, the best first.
+    """
+
+    prompt: str
+    codes: Tensor
+    pictures: Tensor
+    scores: Tensor | None
+    order: Sequence[int]
+
+
+def sample(
+    sampler: DalleSampler, maker: TokenMaker, prompts: Sequence[str], settings: SampleSettings,
+    encoder: Encoder | None = None, given: Tensor | None = None, tell: Callable[[int], None] = lambda num: None,
+) -> Iterator[Drawn]:  # fmt: skip
+    """Of each prompt its candidates. given: (I',) tokens that all begin with. tell: is told of each that is drawn.
+
+    Raises UsageError for a prompt that cannot be read, before anything is drawn.
+    """
+    for prompt in prompts:
+        sampler.tokenizer.asked(prompt)
+    for prompt in prompts:
+        parts, pictures = [], []
+        for codes in sampler.candidates(prompt, settings.num_candidates, settings, given):
+            parts.append(codes)
+            pictures.append((255 * maker.decode(codes)).round().to(torch.uint8))
+            tell(len(codes))
+        drawn = torch.cat(pictures)
+        scores = None if encoder is None else fits(encoder, drawn, prompt)
+        order = range(len(drawn)) if scores is None else ranked(scores)
+        yield Drawn(prompt, torch.cat(parts), drawn, scores, order)
+
+
+def first_rows(maker: TokenMaker, data: bytes, num_rows: int) -> Tensor:
+    """(num_rows * side,) tokens of a picture's top rows. Raises UsageError where there is no picture or no such row."""
+    if not 0 < num_rows < maker.grid:
+        raise UsageError(f"--keep-rows {num_rows}: of {maker.grid} rows of tokens keep 1 to {maker.grid - 1}")
+    try:
+        image = Ops.parse(maker.ops)(data, np.random.default_rng(0))
+    except UnreadableImage as error:
+        raise UsageError(f"--image: {error}") from None
+    return maker.encode(image[None])[0, : num_rows * maker.grid]
+
+
+def write(out: str, found: Sequence[Drawn], top: int | None) -> dict[str, Any]:
+    """Write sheet, pictures and results. Returns what results.json has."""
+    storage, told = Storage(out), []
+    for number, drawn in enumerate(found):
+        rows = []
+        for rank, at in enumerate(drawn.order[:top], 1):
+            name = f"{number:04d}/{at:05d}.png"
+            storage.commit_bytes(name, encoded(drawn.pictures[at]))
+            score = None if drawn.scores is None else round(drawn.scores[at].item(), 6)
+            rows.append({"rank": rank, "candidate": at, "score": score, "file": name})
+        told.append({"prompt": drawn.prompt, "num_candidates": len(drawn.pictures), "candidates": rows})
+    storage.commit_bytes("sheet.png", sheet(found, min(SHOWN, top or SHOWN)))
+    results = {"prompts": told}
+    storage.commit_bytes("results.json", json.dumps(results, ensure_ascii=False, indent=1).encode())
+    return results
+
+
+def sheet(found: Sequence[Drawn], top: int) -> bytes:
+    """A PNG: a row a prompt, its `top` best candidates from left to right, each above its score."""
+    side = max(96, found[0].pictures.shape[-1])
+    num = max(min(top, len(drawn.order)) for drawn in found)
+    step, height = side + MARGIN, side + 2 * LINE + 2 * MARGIN
+    page = Image.new("RGB", (MARGIN + max(3, num) * step, height * len(found) + MARGIN), "white")
+    pen = ImageDraw.Draw(page)
+    for row, drawn in enumerate(found):
+        y = row * height + MARGIN
+        pen.text((MARGIN, y), drawn.prompt[:120].encode("latin-1", "replace").decode("latin-1"), fill="black")
+        for column, at in enumerate(drawn.order[:top]):
+            x, picture = MARGIN + column * step, Image.fromarray(drawn.pictures[at].permute(1, 2, 0).numpy())
+            page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
+            score = "" if drawn.scores is None else f"  {drawn.scores[at].item():.3f}"
+            pen.text((x, y + LINE + side), f"{at}{score}", fill="black")
+    return encoded(torch.from_numpy(np.asarray(page).copy()).permute(2, 0, 1))
