@@ -306,36 +306,45 @@ def bench_data(recipe: str, settings: Sequence[str], batches: int, as_json: bool
 
 @main.command()
 @click.argument("datasets", metavar="DATASET…", nargs=-1, required=True)
-@click.option("--vocab-size", default=30_522, show_default=True, type=click.IntRange(min=16), help="Most tokens.")
-@click.option("--out", required=True, metavar="FILE.txt", help="The vocabulary: a token a line, in BERT's form.")
+@click.option("--vocab-size", type=click.IntRange(min=16), help="Most tokens.  [default: 30522 of words, 16384 of "
+              "byte pairs]")  # fmt: skip
+@click.option("--out", required=True, metavar="FILE", help="The vocabulary: FILE.txt of words, a token a line, in "
+              "BERT's form; FILE.bpe of byte pairs, a merge a line.")  # fmt: skip
 @click.option("--selection", metavar="NAME", help="Only what this selection keeps of each dataset.")
 @click.option("--limit", type=click.IntRange(min=1), help="The first so many captions alone.")
 @click.option("--dry-run", is_flag=True, help="Count the captions; write nothing.")
 def tokenizer(
-    datasets: Sequence[str], vocab_size: int, out: str, selection: str | None, limit: int | None, dry_run: bool
+    datasets: Sequence[str], vocab_size: int | None, out: str, selection: str | None, limit: int | None, dry_run: bool
 ) -> None:
-    """A vocabulary learnt from captions: WordPiece, lower-cased, as BERT and BLIP have it.
+    """A vocabulary learnt from captions, lower-cased: WordPiece, as BERT and BLIP have it, or byte pairs, DALL-E's.
 
     \b
     python -m training tokenizer out/demo --vocab-size 2000 --out out/words.txt
     python -m training train training/recipes/blip_tiny.yaml --set model.vocab=out/words.txt
+    python -m training tokenizer out/demo --vocab-size 2000 --out out/words.bpe
+    python -m training train training/recipes/dalle_tiny.yaml --set model.vocab=out/words.bpe
     """
     from itertools import islice
 
     from infra.storage import Storage
+    from training import byte_pairs, tokenize
     from training.data.source import captions_of
-    from training.tokenize import ENDING, learn_words
 
-    if not out.endswith(ENDING):
-        raise UsageError(f"--out {out}: a WordPiece vocabulary is a {ENDING} file")
+    kinds = {tokenize.ENDING: (tokenize.learn_words, 30_522), byte_pairs.ENDING: (byte_pairs.learn_merges, 16_384)}
+    kind = next((kinds[ending] for ending in kinds if out.endswith(ending)), None)
+    if kind is None:
+        raise UsageError(
+            f"--out {out}: give a {tokenize.ENDING} file for words, a {byte_pairs.ENDING} one for byte pairs"
+        )
+    learn, usual = kind
     captions = islice(captions_of(datasets, selection), limit)
     if dry_run:
         click.echo(f"{sum(1 for _ in captions):,} captions; {out} is not written")
         return
-    words = learn_words(captions, vocab_size)
+    lines = learn(captions, vocab_size or usual)
     storage, name = Storage.of_file(out)
-    storage.commit_bytes(name, "".join(f"{word}\n" for word in words).encode())
-    click.echo(f"{out}: {len(words):,} tokens")
+    storage.commit_bytes(name, "".join(f"{line}\n" for line in lines).encode())
+    click.echo(f"{out}: {len(lines):,} {'tokens' if learn is tokenize.learn_words else 'merges'}")
 
 
 @main.command()
