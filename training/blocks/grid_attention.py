@@ -1,14 +1,17 @@
 """Attention under a grid mask, of which only the blocks that may be looked at are computed.
 
-An image row's queries ask the text and the few rows that their mask reaches back to; under a column mask rows are
-columns. All paths give what dense attention under the mask gives.
+On a CPU an image row's queries ask the text and the few rows that their mask reaches back to; under a column mask rows
+are columns. On a GPU FlexAttention skips the blocks that nobody may look at; there, too, columns are laid side by side,
+since in raster order a column mask leaves no block empty. All paths give what dense attention under the mask gives.
 """
 
 # Shapes: B sequences, H heads, L = text + side * side positions, d; R rows (or columns) of a grid, W = R positions each
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,8 @@ def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask
     """(B, H, L, d) each → (B, H, L, d)."""
     if mask.kind == "causal":
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    if queries.is_cuda:
+        return flex(queries, keys, values, mask, _compiled())
     num_back = _num_back(mask)
     if num_back + 1 >= mask.side:
         return F.scaled_dot_product_attention(queries, keys, values, mask.dense(queries.device))
@@ -30,6 +35,42 @@ def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask
     windows = [_windows(each, num_back) for each in rows[1:]]  # (B, H, R, (back + 1) * W, d)
     found = _attend(rows[0], (text[1], text[2]), windows, _window_mask(mask).to(queries.device))
     return torch.cat([above, _unrowed(found, mask)], 2)
+
+
+def flex(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask, attend: Callable[..., Tensor]) -> Tensor:
+    """The same by FlexAttention, compiled or not (arXiv 2412.05496)."""
+    there, back = (order.to(queries.device) for order in _orders(mask))
+    laid = [each[:, :, there] for each in (queries, keys, values)] if mask.kind == "column" else [queries, keys, values]
+    found = attend(*laid, block_mask=_block_mask(mask, queries.device))
+    return found[:, :, back] if mask.kind == "column" else found
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+@cache
+def _block_mask(mask: GridMask, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rule, order = mask.rule(device), _orders(mask)[0].to(device)
+
+    def sees(batch: Tensor, head: Tensor, asking: Tensor, asked: Tensor) -> Tensor:
+        return rule(order[asking], order[asked]) if mask.kind == "column" else rule(asking, asked)
+
+    return create_block_mask(sees, None, None, mask.length, mask.length, device=str(device))
+
+
+@cache
+def _orders(mask: GridMask) -> tuple[Tensor, Tensor]:
+    """(L,) each: the positions with the grid's columns one behind the other, and the way back."""
+    grid = torch.arange(mask.side**2).reshape(mask.side, mask.side).T.flatten() + mask.text
+    order = torch.cat([torch.arange(mask.text), grid])
+    return order, order.argsort()
 
 
 def _attend(queries: Tensor, text: tuple[Tensor, Tensor], windows: list[Tensor], may: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ Source: DALL-E, arXiv 2102.12092, appendix B.1 and figure 11.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -47,21 +46,19 @@ class GridMask:
         }[self.kind]
         return tuple(sorted(each for each in found if 0 <= each < num))
 
-    def sees(self, asking: Tensor, asked: Tensor) -> Tensor:
-        """Elementwise over positions 0 … L - 1, bool."""
-        behind = asking - asked
-        far = _table(self).to(behind.device)[behind.clamp(0, self.side**2 - 1)]
-        return (behind >= 0) & ((asked < self.text) | far)
+    def rule(self, device: torch.device | str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+        """(asking, asked) → bool, elementwise over positions 0 … L - 1."""
+        seen, text, last = torch.zeros(self.side**2, dtype=torch.bool), self.text, self.side**2 - 1
+        seen[list(self.distances)] = True
+        seen = seen.to(device)
+
+        def sees(asking: Tensor, asked: Tensor) -> Tensor:
+            behind = asking - asked
+            return (behind >= 0) & ((asked < text) | seen[behind.clamp(0, last)])
+
+        return sees
 
     def dense(self, device: torch.device | str = "cpu") -> Tensor:
         """(L, L) bool, true where the row's position may look at the column's."""
         places = torch.arange(self.length, device=device)
-        return self.sees(places[:, None], places[None])
-
-
-@cache
-def _table(mask: GridMask) -> Tensor:
-    """(side * side,) bool by distance."""
-    found = torch.zeros(mask.side**2, dtype=torch.bool)
-    found[list(mask.distances)] = True
-    return found
+        return self.rule(device)(places[:, None], places[None])

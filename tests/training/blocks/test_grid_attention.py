@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
 
-from training.blocks.grid_attention import grid_attention
+from training.blocks.grid_attention import _block_mask, flex, grid_attention
 from training.blocks.masks import GridMask
 
 KINDS = ["row", "column", "convolution", "causal"]
@@ -70,6 +71,39 @@ def test_in_blocks_it_gives_the_output_and_gradients_of_dense_attention(kind, te
         found.append([out.detach(), *(each.grad for each in inputs)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "convolution"])
+@pytest.mark.parametrize(("text", "side"), [(7, 6), (129, 12)])
+def test_flex_attention_gives_the_output_of_dense_attention(kind, text, side):
+    """As torch runs it uncompiled; the compiled kernel is for GPUs, and tested there."""
+    mask = GridMask(kind, text, side, 5)
+    inputs = [torch.randn(2, 2, mask.length, 8, generator=torch.Generator().manual_seed(at)) for at in range(3)]
+    wanted = F.scaled_dot_product_attention(*inputs, mask.dense())
+    torch.testing.assert_close(flex(*inputs, mask, flex_attention), wanted, atol=1e-5, rtol=0)
+
+
+def test_side_by_side_columns_leave_blocks_empty_that_raster_order_fills():
+    mask = GridMask("column", 256, 32)
+    blocks = _block_mask(mask, torch.device("cpu"))
+    in_order = mask.dense().unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).any(3).any(1)
+    assert blocks.sparsity() > 100 * (1 - in_order.float().mean().item()) + 20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_outputs_and_gradients_are_those_of_dense_attention(kind):
+    mask = GridMask(kind, 257, 32)
+    given = [torch.randn(1, 2, mask.length, 64, device="cuda") for _ in range(4)]
+    found = []
+    for attend in (grid_attention, lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask.dense("cuda"))):
+        inputs = [each.clone().requires_grad_() for each in given[:3]]
+        out = attend(*inputs, mask)
+        (out * given[3]).sum().backward()
+        found.append([out.detach(), *(each.grad for each in inputs)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)  # float32
 
 
 @pytest.mark.parametrize("kind", KINDS)
