@@ -2,6 +2,7 @@
 
     step-0000001000/weights-00000-of-00002.1f3a….safetensors     parameters and buffers, dealt to ranks by size
                     optimizer-00000-of-00002.1f3a….safetensors   NAME/exp_avg, NAME/exp_avg_sq
+                    own-00000-of-00002.1f3a….safetensors         what one rank has: NAME/error, NAME/q (power_sgd.py)
                     checkpoint.json                              facts, and all files' sizes and digests: comes last
 
 Nothing is pickled. training/saver.py writes them.
@@ -21,18 +22,22 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import Field, field_validator
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from infra.errors import PairmillError
+from infra.log import get_logger
 from infra.recipe import Config
 from infra.storage import Storage
 from training.ranks import Ranks
 
 FACTS = "checkpoint.json"
+OWN = "own"  # kind of a file that is read only by the rank that wrote it
 CHECKPOINTS = "checkpoints"  # folder of them, below a run's
 STEP = re.compile(r"step-\d{10}/")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ALONE = Ranks()
+log = get_logger("checkpoint")
 
 
 class CheckpointError(PairmillError):
@@ -53,6 +58,12 @@ class Trained(Protocol):
 
     def write(self, name: str, states: Mapping[str, Tensor]) -> None:
         """Puts back what was read."""
+
+    def own(self) -> dict[str, Tensor]:
+        """What this rank alone holds, by name, copied to memory."""
+
+    def write_own(self, states: Mapping[str, Tensor]) -> None:
+        """As `own` gave it on this rank of as many; nothing, where there were more or fewer."""
 
     def counters(self) -> dict[str, Any]:
         """Numbers beside them, ready for JSON."""
@@ -152,6 +163,7 @@ class Checkpoint:
                 keys = [key for key in MOMENTS if f"{name}/{key}" in moments]
                 states = {key: moments[f"{name}/{key}"].get_tensor(f"{name}/{key}") for key in keys}
                 engine.write(name, {"weight": weights[name].get_tensor(name), **states})
+        engine.write_own(self._own(ranks))
         engine.finish(self.facts.engine)
 
     def check(self, ranks: Ranks = ALONE) -> None:
@@ -159,6 +171,20 @@ class Checkpoint:
         for file in self.facts.files[ranks.rank :: ranks.num]:
             if self._storage.digest(file.name) != file.digest:
                 raise CheckpointError(f"{self._storage.url}/{file.name}: corrupt: other bytes than were written")
+
+    def _own(self, ranks: Ranks) -> dict[str, Tensor]:
+        """What this rank wrote alone, if there were as many."""
+        names = [file.name for file in self.facts.files if _kind(file) == OWN]
+        for name in names:
+            if name.startswith(f"{OWN}-{ranks.rank:05d}-of-{ranks.num:05d}."):
+                with self._local(name) as path:
+                    return load_file(path)
+        if names and ranks.rank == 0:
+            log.warning(
+                "checkpoint=%s what PowerSGD had not sent yet is dropped: it is of %d ranks, here are %d",
+                self.url, len(names), ranks.num,
+            )  # fmt: skip
+        return {}
 
     def _compare(self, sizes: Mapping[str, int]) -> None:
         with self._opened() as (weights, _):
@@ -177,12 +203,14 @@ class Checkpoint:
         kinds: dict[str, dict[str, Any]] = {"weights": {}, "optimizer": {}}
         with ExitStack() as stack:
             for file in self.facts.files:
+                if _kind(file) == OWN:
+                    continue
                 path = stack.enter_context(self._local(file.name))
                 try:
                     opened = stack.enter_context(safe_open(path, "pt"))
                 except SafetensorError as error:
                     raise CheckpointError(f"{self._storage.url}/{file.name}: not safetensors: {error}") from None
-                kinds[file.name.partition("-")[0]] |= dict.fromkeys(opened.keys(), opened)
+                kinds[_kind(file)] |= dict.fromkeys(opened.keys(), opened)
             yield kinds["weights"], kinds["optimizer"]
 
     @contextmanager
@@ -240,6 +268,10 @@ def _whole(storage: Storage) -> Iterator[Checkpoint]:
     for name in names:
         with suppress(CheckpointError):
             yield Checkpoint.open(storage.file_url(name.partition("/")[0]))
+
+
+def _kind(file: File) -> str:
+    return file.name.partition("-")[0]
 
 
 def base(name: str) -> str:

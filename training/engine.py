@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import RecipeError
+from infra.log import get_logger
 from infra.memory import keep_freed
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # or it warns of finding none
@@ -30,6 +31,7 @@ from training.accumulate import Losses, cached, plain
 from training.engine_settings import EngineSettings, deepspeed_config
 from training.engine_states import States, whole
 from training.optim import LossScale, OptimSettings, freeze, num_numbers, parameter_groups
+from training.power_sgd import PowerSGD
 from training.ranks import Ranks
 from training.spec import Batch, Context, Outputs
 
@@ -41,6 +43,7 @@ deepspeed.ops.__compatible_ops__ = {}
 # DeepSpeed calls them by their former names, at every step of stage 3.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
+log = get_logger("engine")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,12 +67,13 @@ class Engine:
 
     module: on any device, its weights those of rank 0 afterwards. total_steps: where the learning rate ends.
     micro_batch: rows of a rank in one forward pass; num_micro: forward passes a step. frozen: regexes on whole names.
+    seed: of PowerSGD's first factors.
     Raises RecipeError for what this machine cannot do.
     """
 
     def __init__(
         self, module: nn.Module, optim: OptimSettings, settings: EngineSettings, *, total_steps: int, micro_batch: int,
-        num_micro: int, ranks: Ranks, frozen: Sequence[str] = (),
+        num_micro: int, ranks: Ranks, frozen: Sequence[str] = (), seed: int = 0,
     ) -> None:  # fmt: skip
         self.device = (
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -103,6 +107,12 @@ class Engine:
         self._deepspeed = _DeepSpeed(None, module, self._adam, config=config, config_class=DeepSpeedConfig(config))
         self._states = States(module, self._adam, self._deepspeed.optimizer, self._stage, ranks)
         self._states.begin()
+        self._power_sgd: PowerSGD | None = None
+        if settings.powersgd_rank and ranks.num > 1:  # one rank sends nothing
+            trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
+            self._power_sgd = PowerSGD(trained, settings.powersgd_rank, ranks, seed)
+            # DeepSpeed's own all-reduce, which comes with the last backward pass; its pipelines turn it off like this.
+            self._deepspeed.enable_backward_allreduce = False
         if settings.compile:
             self._deepspeed.compile()
 
@@ -166,6 +176,16 @@ class Engine:
         """As `read` gave it, the same on all ranks; what is frozen takes no moments. `finish` comes after the last."""
         self._states.write(name, states)
 
+    def own(self) -> dict[str, Tensor]:
+        """What this rank alone holds, by name, copied to memory: what PowerSGD has not sent yet."""
+        return self._power_sgd.read() if self._power_sgd else {}
+
+    def write_own(self, states: Mapping[str, Tensor]) -> None:
+        """As `own` gave it, on as many ranks; nothing lets PowerSGD begin anew."""
+        is_taken = self._power_sgd.write(states) if self._power_sgd else False
+        if states and not is_taken and self.ranks.rank == 0:
+            log.warning("what PowerSGD had not sent yet is dropped: engine.powersgd_rank was another at the checkpoint")
+
     def counters(self) -> dict[str, Any]:
         """What the engine counts, ready for JSON."""
         scale = asdict(self.loss_scale) if self.loss_scale else None
@@ -187,7 +207,7 @@ class Engine:
         """The optimiser's step, unless something is not finite. Returns the gradient's norm, and was it skipped?"""
         for group in self._adam.param_groups:
             group["lr"] = lr
-        norm = self._unscale_and_clip() if self._stage == 0 else None
+        norm = self._reduce_and_clip(is_finite) if self._stage == 0 else None
         self._is_held = not is_finite or (norm is not None and not torch.isfinite(norm))
         self._deepspeed.step()
         is_skipped = self._is_held or not self._deepspeed.was_step_applied()
@@ -195,11 +215,12 @@ class Engine:
             self.loss_scale = self.loss_scale.after(is_skipped)
         return float(self._deepspeed.get_global_grad_norm() if norm is None else norm), is_skipped
 
-    def _unscale_and_clip(self) -> Tensor:
+    def _reduce_and_clip(self, is_finite: bool) -> Tensor:
         """What DeepSpeed leaves undone at stage 0. Returns the norm before clipping, ()."""
+        reduced = self._power_sgd.reduce(is_wanted=is_finite) if self._power_sgd else None
         gradients = [one.grad for one in self._states.flat() if one.grad is not None]
         scale = self.loss_scale.scale if self.loss_scale else 1.0
-        norm = torch.nn.utils.get_total_norm(gradients) / scale
+        norm = torch.nn.utils.get_total_norm(gradients) / scale if reduced is None else reduced
         bound = self._optim.clip_norm or float("inf")
         if self._optim.clip_norm or self.loss_scale:
             torch._foreach_mul_(gradients, (bound / (norm + 1e-6)).clamp(max=1.0) / scale)

@@ -27,6 +27,10 @@ class EngineSettings(Config):
     offload_optimizer: Offload = tuning("none", "where moments are kept and weights updated: cpu, from stage 1 on")
     offload_parameters: Offload = tuning("none", "where weights wait for their layer; stage 3 only")
     nvme_path: str | None = tuning(None, "a folder on an NVMe disk of each node, for weights offloaded to it")
+    powersgd_rank: int | None = Field(
+        None, gt=0, description="PowerSGD: of a gradient of n x m, ranks send (n + m) * powersgd_rank numbers. A copy "
+        "more of the gradients is held, and what a step misses comes later; zero: 0 in fp32 only. Unset: sent whole",
+    )  # fmt: skip
     compile: bool = tuning(False, "compile the module with torch.compile; below stage 3 only")
     deepspeed: str | None = tuning(
         None, "a JSON file with further keys for DeepSpeed, such as infra/deepspeed/zero2.json"
@@ -41,6 +45,10 @@ class EngineSettings(Config):
         if self.offload_optimizer == "nvme":
             # Seen with DeepSpeed 0.19.8 by itself, with its own Adam too: another loss from the second step on.
             raise ValueError("DeepSpeed trains wrongly with an optimiser on nvme; take cpu, weights may go to nvme")
+        if self.powersgd_rank is not None and self.zero != 0:
+            raise ValueError(f"powersgd_rank={self.powersgd_rank} needs zero: 0, where every rank has whole gradients")
+        if self.powersgd_rank is not None and self.precision != "fp32":
+            raise ValueError(f"powersgd_rank={self.powersgd_rank} needs precision: fp32, not {self.precision}")
         if self.offload_parameters == "nvme" and not self.nvme_path:
             raise ValueError("offload_parameters=nvme needs nvme_path, a folder on the disk")
         if self.compile and self.zero == 3:

@@ -9,7 +9,8 @@ from training.data.loader import Loader
 from training.engine import Engine
 from training.engine_settings import EngineSettings
 from training.flops import forward_flops, made_up, shadow, step_flops
-from training.optim import OptimSettings, num_numbers
+from training.optim import OptimSettings, freeze, num_numbers
+from training.power_sgd import is_compressed, num_sent
 from training.ranks import Ranks
 from training.recipe import TrainRecipe
 from training.rendezvous import joined
@@ -26,6 +27,8 @@ def plan_text(recipe: TrainRecipe) -> list[str]:
     with torch.random.fork_rng():
         module = spec.build(settings)
         num = num_numbers(module.parameters())
+        freeze(module, spec.frozen(settings))
+        shapes = [one.shape for one in module.parameters() if one.requires_grad]
         forward = forward_flops(shadow(module), made_up(spec, settings, 1))
         del module
     is_cached = spec.accumulate == "cached" and recipe.num_micro(1) > 1
@@ -40,6 +43,14 @@ def plan_text(recipe: TrainRecipe) -> list[str]:
             for stage in range(4)
         ),
     ]
+    if recipe.engine.powersgd_rank:
+        sent = num_sent(shapes, recipe.engine.powersgd_rank)
+        whole = sum(shape.numel() for shape in shapes)
+        held = sum(shape.numel() for shape in shapes if is_compressed(shape, recipe.engine.powersgd_rank))
+        lines.append(
+            f"PowerSGD: each of several ranks sends {sent:,} numbers a step, {sent / whole:.1%} of its gradients, "
+            f"and holds {FLOAT_BYTES * held / 2**30:,.2f} GiB more"
+        )
     return [*lines, *_steps(recipe, flops), _twin(spec)]
 
 

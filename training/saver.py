@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infra.storage import Committed, Storage
-from training.checkpoint import FACTS, CheckpointError, Facts, File, Keep, Trained, base, folder_of, prune
+from training.checkpoint import FACTS, OWN, CheckpointError, Facts, File, Keep, Trained, base, folder_of, prune
 from training.ranks import Ranks
 
 PATIENCE_S = 1800.0  # rank 0 waits so long for the others' files
@@ -56,10 +56,11 @@ class Saver:
                 states = {key: value.cpu().contiguous() for key, value in states.items()}
                 weights[name] = states.pop("weight")
                 moments |= {f"{name}/{key}": value for key, value in states.items()}
+        tensors = {"weights": weights, "optimizer": moments, OWN: engine.own()}
         facts = facts.model_copy(update={"engine": engine.counters()})
         writing = _Writing(self._storage, self._ranks, word, facts, self._keep)
         # Not a daemon: a process that ends by itself ends its checkpoint first.
-        self._thread = threading.Thread(target=self._run, args=(writing, weights, moments), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(writing, tensors), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -68,9 +69,9 @@ class Saver:
         if self._error is not None:
             raise CheckpointError(f"{self._storage.url}: no checkpoint was written: {self._why()}") from self._error
 
-    def _run(self, writing: _Writing, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+    def _run(self, writing: _Writing, tensors: Mapping[str, dict[str, Tensor]]) -> None:
         try:
-            writing.write(weights, moments)
+            writing.write(tensors)
         except BaseException as error:  # noqa: BLE001 — a thread's error is told by the next save or wait
             self._error = error
 
@@ -93,8 +94,9 @@ class _Writing:
     facts: Facts
     keep: Keep | None
 
-    def write(self, weights: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        files = [self._tensors("weights", weights), self._tensors("optimizer", moments)]
+    def write(self, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+        """tensors: by kind of file, then by name."""
+        files = [self._tensors(kind, named) for kind, named in tensors.items()]
         told = [{"name": base(file.name), "size": file.size, "digest": file.digest} for file in files if file]
         self.storage.commit_bytes(self._receipt(self.ranks.rank), json.dumps(told).encode())
         if self.ranks.rank == 0:

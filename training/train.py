@@ -68,7 +68,7 @@ class Run:
         self.terms: Mapping[str, Term] = self.spec.losses(settings)
         self.engine = Engine(
             module, recipe.optim, recipe.engine, total_steps=self.total, micro_batch=self.micro_batch,
-            num_micro=self.num_micro, ranks=ranks, frozen=self.spec.frozen(settings),
+            num_micro=self.num_micro, ranks=ranks, frozen=self.spec.frozen(settings), seed=recipe.seed,
         )  # fmt: skip
         self.saver = Saver(
             Storage(f"{self.storage.url}/{CHECKPOINTS}"), ranks,

@@ -28,6 +28,7 @@ class Held:
         self.states["scale"] = self._states(value, ())
         self.states["seen"] = {"weight": torch.tensor(int(value))}
         self.num_updates = int(value)
+        self.kept: dict[str, Tensor] = {}
 
     @staticmethod
     def _states(value: float, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -41,6 +42,12 @@ class Held:
 
     def write(self, name: str, states: Mapping[str, Tensor]) -> None:
         self.states[name] = dict(states)
+
+    def own(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.kept.items()}
+
+    def write_own(self, states: Mapping[str, Tensor]) -> None:
+        self.kept = dict(states)
 
     def counters(self) -> dict[str, Any]:
         return {"num_updates": self.num_updates}
@@ -252,10 +259,10 @@ def test_rank_0_publishes_nothing_until_every_rank_has_told_its_files(
     (tmp_path / folder_of(1)).mkdir()
     (tmp_path / folder_of(1) / "written-00001-of-00002.cd.json").write_text("[]")  # of an earlier, killed save
     with pytest.raises(CheckpointError, match=r"written-00001-of-00002\.ab\.json"):
-        writing.write({"a": torch.zeros(1)}, {})
+        writing.write({"weights": {"a": torch.zeros(1)}})
     assert latest(storage) is None
-    module._Writing(storage, Ranks(2, 1), "ab", Facts(step=1), None).write({"b": torch.ones(1)}, {})
-    writing.write({"a": torch.zeros(1)}, {})
+    module._Writing(storage, Ranks(2, 1), "ab", Facts(step=1), None).write({"weights": {"b": torch.ones(1)}})
+    writing.write({"weights": {"a": torch.zeros(1)}})
     assert newest(storage).weights() == {"a": torch.zeros(1), "b": torch.ones(1)}
     assert len(storage.list(folder_of(1))) == 3
 

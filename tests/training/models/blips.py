@@ -112,6 +112,9 @@ class _Untrained:
     def counters(self) -> dict[str, Any]:
         return {}
 
+    def own(self) -> dict[str, Tensor]:
+        return {}
+
 
 def checkpoint_of(module: Blip, folder: Path, entry: str) -> str:
     """A checkpoint as a run writes it; its url."""
