@@ -22,7 +22,7 @@ from filters.base import Batch, column
 from filters.model import ModelScorer, ModelSettings, anywhere, readable
 from infra.errors import UsageError
 from infra.recipe import Config, tuning
-from training.evaluate.rerank import fit
+from training.models.encoder import fit
 from training.models.load import load_encoder
 
 NONE = -1  # for a row: there is no image, or no text

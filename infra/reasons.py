@@ -81,6 +81,7 @@ REASONS: dict[str, str] = {
     "bad_row": "The table's row could not be read.",
     # Captions that a model writes.
     "unreadable_image": "No caption was written: the stored image could not be read.",
+    "no_tokens": "No image tokens were made: there is no image, or it could not be read.",
     "no_words": "What the model wrote has no words.",
     "does_not_match": "The model that compares an image and a text says that they do not belong together (CapFilt).",
     # Resharding.

@@ -30,7 +30,7 @@ from infra.storage import Committed
 from infra.tables import connect, urls
 
 INDEXING = "index"  # the step of `python -m infra index`
-DERIVING = ("captions_", "score_", SELECTING)  # steps that make tables from shards, whoever wrote those
+DERIVING = ("captions_", "score_", "tokens_", SELECTING)  # steps that make tables from shards, whoever wrote those
 INDEX_MEND = "make it again: python -m infra index"
 MAX_REPEATED = 100  # uids told one by one
 DATA = (".tar", ".parquet", ".npy", "_stats.json")

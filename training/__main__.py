@@ -98,13 +98,14 @@ def train(
 
 @main.command()
 @click.argument("checkpoint", metavar="[CKPT]", required=False)
-@click.option("--task", help=f"zero_shot, retrieval, caption or {CAPTION_METRICS}.")
+@click.option("--task", help=f"zero_shot, retrieval, caption, generation or {CAPTION_METRICS}.")
 @config_options(EvaluationSettings, skip=["task"])
 @click.option("--references", metavar="FILE", help="With --task caption-metrics: JSON, {id: [caption, …]} or COCO's "
               "annotations; what people wrote.")  # fmt: skip
 @click.option("--candidates", metavar="FILE", help="With --task caption-metrics: JSON, {id: caption} or COCO's "
               "results; the captions to score.")  # fmt: skip
-@click.option("--pretrained", metavar="TAG|PATH", help="CKPT is a name of open_clip's list, and these are its weights.")
+@click.option("--pretrained", metavar="TAG|PATH", help="CKPT (of generation: --rerank) is a name of open_clip's list, "
+              "and these are its weights.")  # fmt: skip
 @click.option("--device", default=None, help="cpu, cuda, cuda:1.  [default: cuda where there is one]")
 @click.option("--out", metavar="DIR", help="Write results.json and sheet.html there.")
 @JSON
@@ -117,9 +118,10 @@ def evaluate(
     Task caption-metrics needs no CKPT and no --data, but captions in two files, and Java: BLEU, METEOR, ROUGE-L, CIDEr,
     and SPICE where its jars are, as pycocoevalcap counts them.
 
-    
+    \b
     python -m training evaluate out/clip --task retrieval --data out/demo --out out/clip/retrieval
     python -m training evaluate out/clip --task zero_shot --data out/flowers --classes names.txt --templates openai
+    python -m training evaluate out/dalle --task generation --data out/demo --rerank out/clip --num-candidates 1,4,16
     python -m training evaluate --task caption-metrics --references annotations.json --candidates results.json
     """
     if values["task"] == CAPTION_METRICS:
@@ -132,17 +134,20 @@ def evaluate(
         raise UsageError(f"--references and --candidates are for --task {CAPTION_METRICS}; leave them out")
     import torch
 
-    from training.evaluate import WRITES
+    from training.evaluate import DRAWS, WRITES
+    from training.evaluate.generation import load_studio
     from training.evaluate.run import evaluate as run
     from training.evaluate.run import told
     from training.models.load import load_captioner, load_encoder
 
     settings = EvaluationSettings.parse(given(EvaluationSettings, values), "evaluate")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if settings.task in WRITES:
+    if settings.task in DRAWS:
+        model: Any = load_studio(checkpoint, settings, pretrained, place)
+    elif settings.task in WRITES:
         if pretrained is not None:
             raise UsageError(f"--pretrained is for encoders of open_clip's list; {settings.task} takes CKPT alone")
-        model: Any = load_captioner(checkpoint, place)
+        model = load_captioner(checkpoint, place)
     else:
         model = load_encoder(checkpoint, pretrained, place)
     facts = run(model, settings, out)
@@ -177,7 +182,7 @@ def _score_captions(values: Mapping[str, Any], others: Sequence[str], as_json: b
 def report(runs: Sequence[str], out: str | None, is_section: bool) -> None:
     """Curves of a run, or of several over one axis of samples seen, as one page that needs nothing else.
 
-    
+    \b
     python -m training report out/clip_all out/clip_selected --out out/compared.html
     """
     from training.report import section, write_page
@@ -249,8 +254,8 @@ def sample(
     import torch
 
     from infra.storage import Storage
-    from training.models.dalle_sampler import load_sampler
     from training.models.load import load_encoder
+    from training.models.painter import load_painter
     from training.sample import first_rows, write
     from training.sample import sample as run
 
@@ -258,17 +263,17 @@ def sample(
     if (image is None) != (keep_rows is None):
         raise UsageError("--image and --keep-rows go together: which picture, and how much of it stays")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    sampler, maker = load_sampler(checkpoint, place, vae=vae)
+    painter = load_painter(checkpoint, place, vae=vae)
     encoder = load_encoder(rerank, pretrained, place) if rerank is not None else None
     rows = None
     if image is not None and keep_rows is not None:
         storage, name = Storage.of_file(image)
         if not storage.exists(name):
             raise UsageError(f"--image {image}: no such file")
-        rows = first_rows(maker, storage.read(name), keep_rows)
+        rows = first_rows(painter.maker, storage.read(name), keep_rows)
     total = len(prompts) * settings.num_candidates
     with click.progressbar(length=total, label="drawing", file=sys.stderr) as bar:
-        found = [*run(sampler, maker, prompts, settings, encoder, rows, bar.update)]
+        found = [*run(painter, prompts, settings, encoder, rows, bar.update)]
     results = write(out, found, settings.top)
     if as_json:
         print_json(results)

@@ -23,7 +23,7 @@ from infra.errors import UsageError
 from infra.storage import Storage
 from training.evaluate.embed import Encoder
 from training.evaluate.rerank import encoded, fits, ranked
-from training.models.dalle_sampler import DalleSampler
+from training.models.painter import Painter
 from training.models.token_maker import TokenMaker
 from training.preprocess import Ops, UnreadableImage
 from training.sample_settings import SampleSettings
@@ -47,25 +47,21 @@ class Drawn:
 
 
 def sample(
-    sampler: DalleSampler, maker: TokenMaker, prompts: Sequence[str], settings: SampleSettings,
-    encoder: Encoder | None = None, given: Tensor | None = None, tell: Callable[[int], None] = lambda num: None,
-) -> Iterator[Drawn]:  # fmt: skip
-    """Of each prompt its candidates. given: (I',) tokens that all begin with. tell: is told of each that is drawn.
+    painter: Painter,
+    prompts: Sequence[str],
+    settings: SampleSettings,
+    encoder: Encoder | None = None,
+    given: Tensor | None = None,
+    tell: Callable[[int], None] = lambda num: None,
+) -> Iterator[Drawn]:
+    """Of each prompt its candidates. given: (I',) tokens that all begin with. tell: is told of so many more drawn.
 
     Raises UsageError for a prompt that cannot be read, before anything is drawn.
     """
-    for prompt in prompts:
-        sampler.tokenizer.asked(prompt)
-    for prompt in prompts:
-        parts, pictures = [], []
-        for codes in sampler.candidates(prompt, settings.num_candidates, settings, given):
-            parts.append(codes)
-            pictures.append((255 * maker.decode(codes)).round().to(torch.uint8))
-            tell(len(codes))
-        drawn = torch.cat(pictures)
-        scores = None if encoder is None else fits(encoder, drawn, prompt)
-        order = range(len(drawn)) if scores is None else ranked(scores)
-        yield Drawn(prompt, torch.cat(parts), drawn, scores, order)
+    for prompt, (codes, pictures) in zip(prompts, painter.paint(prompts, settings, given, tell), strict=True):
+        scores = None if encoder is None else fits(encoder, pictures, prompt)
+        order = range(len(pictures)) if scores is None else ranked(scores)
+        yield Drawn(prompt, codes, pictures, scores, order)
 
 
 def first_rows(maker: TokenMaker, data: bytes, num_rows: int) -> Tensor:

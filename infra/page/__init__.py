@@ -12,13 +12,13 @@ from infra.page import words
 from infra.storage import TEMPORARY, Storage
 
 
-def templates_of(package: str) -> Environment:
-    """The templates of a package, and beside them the shared ones: head.html.j2, style.css.
+def templates_of(*packages: str) -> Environment:
+    """The templates of some packages, and beside them the shared ones: head.html.j2, style.css.
 
     Names and texts come from strangers: everything is escaped unless it was built as Markup here.
     """
     templates = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader("infra.page")]),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "infra.page")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,28 +14,15 @@ from infra.executors import LocalExecutor
 from infra.jobs import RunOptions
 from infra.storage import Storage
 from tests.training import runs
-from tests.training.models.blips import checkpoint_of
+from tests.training.models.dalles import WORDS, vae_at
 from tests.training.shards import make_shards, picture, uid_of
 from training.data.tokens import as_codes
 from training.encode import EncodeStep, encode
 from training.encode_settings import EncodeSettings
-from training.models import MODELS
 from training.models.token_maker import load_token_maker
 from training.preprocess import Ops
 
 SIZES = [7, 5]
-VAE = {"image_size": 16, "vocab": 40, "hidden": 8, "first": 8, "groups": 3, "blocks": 1}
-WORDS = {"stack": {"width": 16, "layers": 3, "heads": 2}, "vocab": "tiny", "text_length": 12, "codes": 40, "grid": 4,
-         "kernel": 3}  # fmt: skip
-
-
-def vae_at(folder, seed=0):
-    torch.manual_seed(seed)
-    module = MODELS["dalle.vae"].build(MODELS["dalle.vae"].Settings.parse(VAE, "tiny"))
-    with torch.no_grad():
-        for parameter in module.parameters():  # so that pictures of different colours have different tokens
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return checkpoint_of(module, folder, "dalle.vae")
 
 
 @pytest.fixture

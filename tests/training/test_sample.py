@@ -15,29 +15,21 @@ from infra.dataset import Dataset
 from infra.executors import LocalExecutor
 from infra.rows import Rows
 from infra.tables import read_table
-from tests.training import runs
 from tests.training.models.blips import checkpoint_of
+from tests.training.models.dalles import VAE, all_at
 from tests.training.shards import picture
-from tests.training.test_encode import VAE, WORDS, vae_at
 from training.__main__ import main
-from training.evaluate.rerank import encoded, fit, fits, ranked
+from training.evaluate.rerank import encoded, fits, ranked
 from training.models import MODELS
-from training.models.dalle_sampler import load_sampler
-from training.models.encoder import Encoder
+from training.models.encoder import Encoder, fit
+from training.models.painter import load_painter
 from training.models.token_maker import load_token_maker
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A DALL-E, its dVAE and a CLIP, untrained."""
-    folder = tmp_path_factory.mktemp("models")
-    found = {"vae": vae_at(folder / "vae")}
-    for name, values in (("dalle", {**WORDS, "vae": found["vae"]}), ("clip", {"arch": runs.MODEL["arch"]})):
-        torch.manual_seed(1)
-        spec = MODELS[name]
-        module = spec.build(spec.Settings.parse(values, name))
-        found[name] = checkpoint_of(module, folder / name, name)
-    return found
+    return all_at(tmp_path_factory.mktemp("models"))
 
 
 def ask(*words):
@@ -75,7 +67,7 @@ def test_the_top_rows_of_a_given_picture_stay(trained, tmp_path):
     (tmp_path / "given.png").write_bytes(picture(9))
     asked = [trained["dalle"], "--prompt", "a tree", "--num-candidates", "3", "--out", str(tmp_path / "out")]
     assert ask(*asked, "--image", str(tmp_path / "given.png"), "--keep-rows", "2") == 0
-    sampler, maker = load_sampler(trained["dalle"])
+    maker = load_painter(trained["dalle"]).maker
     from training.sample import first_rows
 
     rows = first_rows(maker, picture(9), 2)
@@ -83,7 +75,7 @@ def test_the_top_rows_of_a_given_picture_stay(trained, tmp_path):
     shown = np.asarray(Image.open(tmp_path / "out/0000/00000.png"))
     # Convolutions mix neighbours: the topmost pixels hang on kept tokens alone, or nearly.
     assert np.abs(shown[0].astype(int) - wanted[0].permute(1, 2, 0).numpy()[0]).max() < 64
-    assert len(rows) == 2 * sampler.settings.grid
+    assert len(rows) == 2 * maker.grid
 
 
 def test_mistakes_are_told_with_the_mend(trained, tmp_path, capsys):

@@ -12,24 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.evaluate.embed import Encoder, batched
+from training.evaluate.embed import Encoder
+from training.models.encoder import fit
 from training.preprocess import Ops
 
 BATCH = 64
 
 
-def fit(image_emb: Tensor, text_emb: Tensor) -> Tensor:
-    """Cosines of pairs: (…, E) of unit length each → (…,) in [-1, 1]."""
-    return (image_emb * text_emb).sum(-1).clamp(-1, 1)  # rounding may lead out of it
-
-
 def fits(encoder: Encoder, pictures: Tensor, prompt: str) -> Tensor:
     """(C, 3, H, W) uint8 → (C,) float32: how well each picture fits the text, as it would if it were stored."""
-    ops, text_emb = Ops.parse(encoder.ops), encoder.texts([prompt]).cpu()
+    return fit(picture_emb(encoder, pictures), encoder.texts([prompt]).cpu())
+
+
+def picture_emb(encoder: Encoder, pictures: Tensor) -> Tensor:
+    """(C, 3, H, W) uint8 → (C, E) float32 on the CPU, as of stored pictures."""
+    ops = Ops.parse(encoder.ops)
     found = []
-    for group in batched(pictures, BATCH):
+    for group in pictures.split(BATCH):
         images = torch.stack([ops(encoded(picture), np.random.default_rng(0)) for picture in group])
-        found.append(fit(encoder.images(images).cpu(), text_emb))
+        found.append(encoder.images(images).cpu())
     return torch.cat(found)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from infra.log import get_logger
 from infra.storage import Storage
 from training.evaluate import TASKS
+from training.evaluate.distances import DISTANCES
 from training.evaluate.settings import EvaluationSettings
 from training.evaluate.task import Result
 
@@ -55,7 +56,7 @@ def evaluate(model: Any, settings: EvaluationSettings, out: str | None = None) -
 
 def told(facts: Mapping[str, Any]) -> list[str]:
     """What a person reads of it: a line a metric, and what of the data did not count."""
-    lines = [f"{name}: {_told(share)}" for name, share in facts["metrics"].items()]
+    lines = [f"{name}: {_told(name, share)}" for name, share in facts["metrics"].items()]
     counts = facts["counts"]
     lost = {f"unreadable, {reason}": number for reason, number in counts["unreadable"].items()}
     lost |= {name: number for name, number in counts.items() if name.startswith("without_")}
@@ -63,7 +64,9 @@ def told(facts: Mapping[str, Any]) -> list[str]:
     return [*lines, f"{counts['images']:,} images of {counts['samples']:,} samples{more}"]
 
 
-def _told(share: Mapping[str, Any]) -> str:
+def _told(name: str, share: Mapping[str, Any]) -> str:
+    if name.partition("@")[0] in DISTANCES:
+        return f"{share['value']:.4g}  (of {share['n']:,})"
     value = f"{100 * share['value']:.1f}"
     if share["low"] is None:
         return f"{value}  (of {share['n']:,})"

@@ -52,11 +52,11 @@ class Trial:
     def embed_images(self, samples: Iterable[Sample]) -> Images:
         """Their images. Raises EvaluationError where the encoder's numbers are not finite."""
         found = embed_images(self.model, self.pictures(self.model.ops, samples))
-        return Images(found.samples, _finite(found.emb, "images"), found.unreadable, found.digest)
+        return Images(found.samples, finite(found.emb, "images"), found.unreadable, found.digest)
 
     def embed_texts(self, texts: Iterable[str]) -> Tensor:
         """(T, E). Raises EvaluationError where the encoder's numbers are not finite."""
-        return _finite(embed_texts(self.model, texts, self.settings.batch), "texts")
+        return finite(embed_texts(self.model, texts, self.settings.batch), "texts")
 
     def encoded(self, sample: Sample) -> bytes | str:
         """The image's bytes, or a word for why there are none."""
@@ -110,7 +110,8 @@ def only(samples: Iterable[Sample], without: Counter[str], what: str) -> Iterato
             without[f"without_{what}"] += 1
 
 
-def _finite(emb: Tensor, what: str) -> Tensor:
+def finite(emb: Tensor, what: str) -> Tensor:
+    """The embeddings as they are. Raises EvaluationError where one is no number."""
     # A comparison with what is no number is false, and false means found: such an encoder would be perfect.
     if broken := int((~emb.isfinite()).any(dim=1).sum()):
         raise EvaluationError(

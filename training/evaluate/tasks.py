@@ -46,6 +46,10 @@ def retrieval(encoder: Encoder, settings: EvaluationSettings) -> Result:
     """Images and all of their captions, both ways. Raises UsageError, DatasetError or EvaluationError."""
     if settings.classes or settings.templates:
         raise UsageError("--classes and --templates are for zero_shot; retrieval takes the captions of the images")
+    if isinstance(settings.rerank, str):
+        raise UsageError(
+            f"--rerank {settings.rerank}: retrieval takes a number: so many of the nearest are ordered anew"
+        )
     trial = Trial(encoder, settings, labelled=False)
     without: Counter[str] = Counter()
     samples = islice(trial.samples, settings.limit)

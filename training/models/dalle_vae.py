@@ -8,7 +8,7 @@ Source: DALL-E, arXiv 2102.12092, section 2.1 and appendix A.
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ class DalleVaeSettings(Config):
     """Sizes and schedules; the paper's unless told."""
 
     image_size: int = Field(256, gt=0, description="Pixels a side.")
+    resize_mode: Literal["crop", "squash"] = Field(
+        "crop", description="How a picture becomes a square: its middle, or all of it squeezed."
+    )
     vocab: int = Field(8192, ge=2, le=1 << 16, description="Codes.")
     hidden: int = Field(256, ge=4, description="Width of the widest grid's blocks; the smallest has it 8 times.")
     first: int = Field(128, ge=1, description="Width that the decoder begins with.")

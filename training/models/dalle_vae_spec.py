@@ -76,6 +76,8 @@ def losses(settings: DalleVaeSettings) -> Mapping[str, Term]:
 def ops(settings: DalleVaeSettings) -> tuple[str, str]:
     """Image operations of training and of evaluation."""
     size = settings.image_size
+    if settings.resize_mode == "squash":
+        return (f"decode|squash({size})|normalize(unit)",) * 2
     # The paper crops a square of the whole height and then up to an eighth off that; here shape and area are drawn.
     return (f"decode|random_resized_crop({size},0.79,1)|flip|normalize(unit)",
             f"decode|resize({size})|center_crop({size})|normalize(unit)")  # fmt: skip

@@ -48,6 +48,11 @@ class Encoder:
         return {"arch": self._module.settings.arch, "weights": self._digest, "ops": self.ops}
 
 
+def fit(image_emb: Tensor, text_emb: Tensor) -> Tensor:
+    """Cosines of pairs: (…, E) of unit length each → (…,) in [-1, 1]."""
+    return (image_emb * text_emb).sum(-1).clamp(-1, 1)  # rounding may lead out of it
+
+
 def digest_of(weights: Mapping[str, Tensor]) -> str:
     """blake2b-128 over names and bytes, as hex: equal for equal weights, wherever they came from."""
     digest = hashlib.blake2b(digest_size=16)

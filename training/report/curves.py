@@ -26,11 +26,15 @@ _LABEL_SIGN = 7.0  # width of a tick's sign at a phone's font size
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The curve of one run. place: of the run among the page's runs, which gives the colour."""
+    """The curve of one run. place: of the run among the page's runs, which gives the colour.
+
+    unit: of what it runs over, where that is no training and a point has no step.
+    """
 
     run: str
     place: int
     curve: Curve
+    unit: str | None = None
 
     @property
     def colour(self) -> str:
@@ -156,7 +160,8 @@ def _line(frame: _Frame, kind: Kind, line: Line) -> Iterator[Markup]:
 def _hint(line: Line, at: int) -> str:
     curve = line.curve
     steps, samples = (f"{numbers[at]:,.0f}" for numbers in (curve.steps, curve.samples))
-    text = f"{line.run}, step {steps}, {samples} samples: {curve.values[at]:.4g}"
+    place = f"step {steps}, {samples} samples" if line.unit is None else f"{curve.samples[at]:g} {line.unit}"
+    text = f"{line.run}, {place}: {curve.values[at]:.4g}"
     is_interval = curve.has_band and np.isfinite(curve.low[at] + curve.high[at])
     return f"{text} ({curve.low[at]:.4g} to {curve.high[at]:.4g})" if is_interval else text
 

@@ -27,8 +27,8 @@ def module():
 
 
 def drawn(module, num=6, given=None, prompt=PROMPT, **settings):
-    made = DalleSampler(module, "cpu").candidates(prompt, num, SampleSettings(**settings), given)
-    return torch.cat([*made])
+    (found,) = DalleSampler(module, "cpu").candidates([prompt], SampleSettings(num_candidates=num, **settings), given)
+    return found
 
 
 def test_a_candidate_is_the_same_whatever_is_drawn_beside_it(module):
@@ -60,6 +60,18 @@ def test_every_token_is_one_that_the_whole_stream_gives_a_share_to(module, setti
     for place in range(16):
         shares = probabilities(logits[:, place], asked.temperature, asked.top_k, asked.top_p)
         assert torch.equal(draw(shares, numbers[:, place]), found[:, place])
+
+
+def test_prompts_are_drawn_together_as_each_alone(module):
+    prompts = [PROMPT, "two hats", "a moon"]
+    for more in ({}, {"guidance": 1.0}):
+        alone = [drawn(module, 3, prompt=prompt, **more) for prompt in prompts]
+        for batch in (1, 2, 6, 64):
+            asked = SampleSettings(num_candidates=3, batch=batch, **more)
+            told = []
+            found = [*DalleSampler(module, "cpu").candidates(prompts, asked, tell=told.append)]
+            assert torch.equal(torch.stack(found), torch.stack(alone))
+            assert sum(told) == 9
 
 
 def test_given_rows_stay_and_the_rest_goes_on_from_them(module):
