@@ -135,15 +135,16 @@ def evaluate(
     import torch
 
     from training.evaluate import DRAWS, WRITES
-    from training.evaluate.generation import load_studio
+    from training.evaluate.generation import studio_of
     from training.evaluate.run import evaluate as run
     from training.evaluate.run import told
     from training.models.load import load_captioner, load_encoder
+    from training.models.painter import load_painter
 
     settings = EvaluationSettings.parse(given(EvaluationSettings, values), "evaluate")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if settings.task in DRAWS:
-        model: Any = load_studio(checkpoint, settings, pretrained, place)
+        model: Any = studio_of(load_painter(checkpoint, place, vae=settings.vae), settings, place, pretrained)
     elif settings.task in WRITES:
         if pretrained is not None:
             raise UsageError(f"--pretrained is for encoders of open_clip's list; {settings.task} takes CKPT alone")

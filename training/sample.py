@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from infra.errors import UsageError
 from infra.storage import Storage
+from training.evaluate.contact import Strip, contact
 from training.evaluate.embed import Encoder
 from training.evaluate.rerank import encoded, fits, ranked
 from training.models.painter import Painter
@@ -28,7 +27,6 @@ from training.models.token_maker import TokenMaker
 from training.preprocess import Ops, UnreadableImage
 from training.sample_settings import SampleSettings
 
-MARGIN, LINE = 4, 14  # of the sheet, pixels
 SHOWN = 16  # candidates of a prompt on the sheet
 
 
@@ -93,18 +91,11 @@ def write(out: str, found: Sequence[Drawn], top: int | None) -> dict[str, Any]:
 
 
 def sheet(found: Sequence[Drawn], top: int) -> bytes:
-    """A PNG: a row a prompt, its `top` best candidates from left to right, each above its score."""
-    side = max(96, found[0].pictures.shape[-1])
-    num = max(min(top, len(drawn.order)) for drawn in found)
-    step, height = side + MARGIN, side + 2 * LINE + 2 * MARGIN
-    page = Image.new("RGB", (MARGIN + max(3, num) * step, height * len(found) + MARGIN), "white")
-    pen = ImageDraw.Draw(page)
-    for row, drawn in enumerate(found):
-        y = row * height + MARGIN
-        pen.text((MARGIN, y), drawn.prompt[:120].encode("latin-1", "replace").decode("latin-1"), fill="black")
-        for column, at in enumerate(drawn.order[:top]):
-            x, picture = MARGIN + column * step, Image.fromarray(drawn.pictures[at].permute(1, 2, 0).numpy())
-            page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
-            score = "" if drawn.scores is None else f"  {drawn.scores[at].item():.3f}"
-            pen.text((x, y + LINE + side), f"{at}{score}", fill="black")
-    return encoded(torch.from_numpy(np.asarray(page).copy()).permute(2, 0, 1))
+    """A PNG: a row a prompt, its `top` best candidates from left to right, each above its number and score."""
+    strips = []
+    for drawn in found:
+        best = list(drawn.order[:top])
+        scores = [""] * len(best) if drawn.scores is None else [f"  {drawn.scores[at].item():.3f}" for at in best]
+        notes = [f"{at}{score}" for at, score in zip(best, scores, strict=True)]
+        strips.append(Strip(drawn.prompt, drawn.pictures[best], notes))
+    return contact(strips)

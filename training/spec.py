@@ -108,6 +108,7 @@ class TrainSpec:
     # module, device and, if not float32, dtype → what training.evaluate asks; None: it has none
     encoder: Callable[..., Any] | None = None
     captioner: Callable[..., Any] | None = None  # the same, for what asks for captions
+    painter: Callable[..., Any] | None = None  # the same, for what asks for pictures; takes vae, too
     after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
     accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
     frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters

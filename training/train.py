@@ -22,8 +22,10 @@ from infra.storage import Storage
 from training.checkpoint import CHECKPOINTS, Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
 from training.engine import DTYPES, Engine, StepResult
-from training.evaluate import WRITES
+from training.evaluate import DRAWS, WRITES
+from training.evaluate.generation import studio_of
 from training.evaluate.run import evaluate
+from training.evaluate.settings import EvaluationSettings
 from training.flops import forward_flops, made_up, peak_flops, shadow, step_flops
 from training.ranks import Ranks
 from training.recipe import TrainRecipe
@@ -58,10 +60,15 @@ class Run:
         self.loader.warm_up()
         self.total = recipe.total_steps(self.loader.num_units)
         for each in recipe.evaluate:
-            if self._asker(each.task) is None:
+            if self._asker(each) is None:
                 raise RecipeError(f"evaluate: a {recipe.model['name']} cannot be asked for {each.task}; leave it out")
         torch.manual_seed(recipe.seed)
         module = self.spec.build(settings)
+        for each in recipe.evaluate:
+            if each.task in DRAWS and ranks.rank == 0:  # who draws and who judges, told missing now and not at the end
+                asker = self._asker(each)
+                assert asker is not None
+                asker(module, "cpu")
         self.micro_batch = recipe.data.batch // ranks.num // self.num_micro
         self._shadow = shadow(module)
         self._sample_flops = 0.0  # to train on one; known from the first batch on
@@ -173,7 +180,7 @@ class Run:
                 module = self.spec.build_bare(self.recipe.model_settings())
             module.load_state_dict(weights)
             for number, each in enumerate(due):
-                asker = self._asker(each.task)
+                asker = self._asker(each)
                 assert asker is not None
                 model = asker(module, str(self.engine.device))
                 facts = evaluate(model, each, f"{self.storage.url}/{EVALUATIONS}/{each.task}-{number}")
@@ -184,9 +191,12 @@ class Run:
                     }
         return found
 
-    def _asker(self, task: str) -> Callable[..., Any] | None:
+    def _asker(self, each: EvaluationSettings) -> Callable[[Any, str], Any] | None:
         """What makes of the module that which the task asks."""
-        return self.spec.captioner if task in WRITES else self.spec.encoder
+        if each.task in DRAWS and (painter := self.spec.painter) is not None:
+            vae = self.recipe.model.get("vae")
+            return lambda module, device: studio_of(painter(module, device, vae=each.vae or vae), each, device)
+        return {**dict.fromkeys(DRAWS), **dict.fromkeys(WRITES, self.spec.captioner)}.get(each.task, self.spec.encoder)
 
     def _facts(self, done: int, metrics: Mapping[str, float]) -> Facts:
         samples = done * self.recipe.data.batch

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from infra.errors import DatasetError, UsageError
 from training.evaluate.confidence import Share, mean_of, share_of_hits
+from training.evaluate.contact import contact
 from training.evaluate.distances import SPLITS, frechet, inception_score, kernel
 from training.evaluate.embed import Encoder, embed_texts
-from training.evaluate.generation_sheet import Row, draw_sheet
+from training.evaluate.generation_sheet import PICTURES, Row, draw_sheet, strips
 from training.evaluate.inception import Inception
 from training.evaluate.rerank import BATCH, picture_emb
 from training.evaluate.retrieval import TIE
@@ -35,7 +36,7 @@ from training.evaluate.settings import EvaluationSettings
 from training.evaluate.task import Result, Trial, counts_of, finite, only
 from training.models.encoder import fit
 from training.models.load import load_encoder
-from training.models.painter import Painter, as_bytes, load_painter
+from training.models.painter import Painter, as_bytes
 from training.sample_settings import SampleSettings
 
 OTHERS = 99  # wrong captions that a picture's own must stand before: R-precision of 100
@@ -56,16 +57,13 @@ class Studio:
         return {**self.painter.identity(), **{name: dict(encoder.identity()) for name, encoder in told.items()}}
 
 
-def load_studio(place: str, settings: EvaluationSettings, pretrained: str | None, device: str) -> Studio:
-    """What the task asks. place: a DALL-E's checkpoint or run. pretrained: weights of the chooser, where it is a name.
+def studio_of(painter: Painter, settings: EvaluationSettings, device: str, pretrained: str | None = None) -> Studio:
+    """Painter and judges, as the settings name these. pretrained: weights of the chooser, where it is a mere name.
 
-    Raises UsageError where one of them is missing, or not what it should be.
+    Raises UsageError where one is missing, or not what it should be.
     """
     if not isinstance(settings.rerank, str):
-        raise UsageError(
-            "who chooses among candidates? Give --rerank: a CLIP's run, checkpoint, or name with --pretrained"
-        )
-    painter = load_painter(place, device, vae=settings.vae)
+        raise UsageError("generation: who chooses among candidates? Give --rerank: a CLIP's run, checkpoint or name")
     chooser = load_encoder(settings.rerank, pretrained, device)
     judge = chooser if settings.features is None else load_encoder(settings.features, None, device)
     return Studio(painter, chooser, judge, Inception(settings.inception, device) if settings.inception else None)
@@ -126,7 +124,10 @@ def generation(studio: Studio, settings: EvaluationSettings) -> Result:
     counts = counts_of(pictures.num_seen, dict(sorted(pictures.unreadable.items())), without)
     details = {"num_candidates": sizes, "blur": radii, "sampling": asked.model_dump(mode="json"),
                "texts_of_r_precision": min(OTHERS + 1, len(set(texts)))}  # fmt: skip
-    return Result(trial, metrics, counts, details, pictures.digest, partial(draw_sheet, shown))
+    return Result(
+        trial, metrics, counts, details, pictures.digest, partial(draw_sheet, shown),
+        pictures={PICTURES: contact(strips(shown))} if shown else {},
+    )  # fmt: skip
 
 
 def _asked(settings: EvaluationSettings, num: int) -> SampleSettings:

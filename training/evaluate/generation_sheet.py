@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 from jinja2 import Environment
 from markupsafe import Markup
 from torch import Tensor
 
 from infra.page import templates_of
 from training.evaluate.confidence import Share
+from training.evaluate.contact import Strip
 from training.evaluate.distances import DISTANCES
 from training.evaluate.rerank import encoded
 from training.evaluate.samples import Sample
@@ -27,6 +29,7 @@ from training.report.curves import Line, chart
 from training.report.kinds import EVALUATION, Kind
 from training.report.thinned import Curve
 
+PICTURES = "pictures.png"  # of reports
 TITLES = {
     "clip_score": "CLIP score: does the picture fit its caption?",
     "r_precision": "R-precision: is its own caption the nearest?",
@@ -86,6 +89,18 @@ def draw_sheet(shown: Sequence[tuple[Sample, Row]], result: Result, num: int, rn
         data=settings.data, result=result, cards=cards, against=against, distances=DISTANCES, titles=TITLES,
         is_own_judge=settings.features is None,
     )  # fmt: skip
+
+
+def strips(shown: Sequence[tuple[Sample, Row]]) -> list[Strip]:
+    """For reports: a row a caption, its first candidate, then what was chosen of more and more."""
+    return [
+        Strip(
+            sample.captions[0],
+            torch.stack([*row.pictures.values()]),
+            [f"of {size}: {score:.2f}" for size, score in row.scores.items()],
+        )
+        for sample, row in shown
+    ]
 
 
 def charts(

@@ -45,6 +45,8 @@ def evaluate(model: Any, settings: EvaluationSettings, out: str | None = None) -
         )
         for name, content in result.files.items():
             storage.commit_bytes(name, json.dumps(content, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        for name, picture in result.pictures.items():
+            storage.commit_bytes(name, picture)
         if settings.queries:
             sheet = result.sheet(result, settings.queries, random.Random(settings.seed))
             storage.commit_bytes(SHEET, sheet.encode("utf-8", "replace"))

@@ -77,8 +77,8 @@ class Found:
 class Result:
     """metrics and counts by name; details: further facts of the task, JSON-ready; digest: of the data.
 
-    sheet: draws a page of so many queries, chosen by that chance. files: by name, JSON-ready; written beside
-    the results.
+    sheet: draws a page of so many queries, chosen by that chance. files: by name, JSON-ready; pictures: by name,
+    encoded; both are written beside the results.
     """
 
     trial: Trial
@@ -88,6 +88,7 @@ class Result:
     digest: str
     sheet: Callable[[Result, int, random.Random], str]
     files: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def counts_of(num_tried: int, unreadable: Mapping[str, int], without: Counter[str]) -> dict[str, object]:

@@ -30,7 +30,7 @@ class DalleSampler:
         self.settings, self.tokenizer = module.settings, module.tokenizer
         self._device, self._dtype = torch.device(device), DTYPES[dtype]
         self._digest = digest_of(module.state_dict())
-        self._module = packed(module.to(self._device, self._dtype).eval())
+        self._module = packed(module.to(self._device, self._dtype)).eval()  # a twin: who trains goes on
 
     def candidates(
         self,

@@ -12,6 +12,7 @@ from training.models.dalle_captions import DalleTokenizer
 from training.models.dalle_settings import DalleSettings
 from training.models.dalle_vae import DalleVae, DalleVaeSettings
 from training.models.dalle_vae_spec import ops as of_vae
+from training.models.painter import painter_of
 from training.models.tensor_files import read_tensors, refuse_misfits
 from training.models.token_maker import dvae_of
 from training.ranks import Ranks
@@ -80,5 +81,6 @@ SPEC = TrainSpec(
     losses=losses,
     ops=ops,
     tokenizer=DalleTokenizer,
+    painter=painter_of,
     codes=codes,
 )

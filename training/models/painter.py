@@ -63,13 +63,19 @@ def load_painter(place: str, device: str = "cpu", dtype: str = "float32", vae: s
     name, _, module = module_of(checkpoint)
     if not isinstance(module, Dalle):
         raise UsageError(f"{place}: holds a {name}, not a dalle")
-    vae = vae or Checkpoint.open(checkpoint).facts.model["settings"].get("vae")
+    return painter_of(module, device, dtype, vae or Checkpoint.open(checkpoint).facts.model["settings"].get("vae"))
+
+
+def painter_of(module: Dalle, device: str, dtype: str = "float32", vae: str | None = None) -> Painter:
+    """The same of a module; vae: of its settings, unless told."""
+    settings = module.settings
+    vae = vae or settings.vae
     if vae is None:
-        raise UsageError(f"{place}: was trained from a table of tokens; say with --vae which dVAE made them")
-    maker, settings = load_token_maker(vae, device, dtype), module.settings
+        raise UsageError("this dalle was trained from a table of tokens; say with vae which dalle.vae made them")
+    maker = load_token_maker(vae, device, dtype)
     if (maker.kinds, maker.grid) != (settings.codes, settings.grid):
         raise UsageError(
-            f"{vae}: makes {maker.grid} x {maker.grid} tokens of {maker.kinds} kinds, {place} draws "
+            f"{vae}: makes {maker.grid} x {maker.grid} tokens of {maker.kinds} kinds, this dalle draws "
             f"{settings.grid} x {settings.grid} of {settings.codes}; give the dVAE that it was trained with"
         )
     return Painter(DalleSampler(module, device, dtype), maker)

@@ -13,7 +13,7 @@ SECTIONS = {  # title → what the reader should know
     SPEED: "How fast samples went by, and what they waited for.",
     OTHER: "",
 }
-_LOWER_IS_BETTER = ("loss", "rank", "error", "perplexity")
+_LOWER_IS_BETTER = ("loss", "rank", "error", "perplexity", "frechet", "kernel", "fid")
 
 
 @dataclass(frozen=True, slots=True)

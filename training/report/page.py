@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,12 @@ def _rendered(template: str, runs: Sequence[Run]) -> str:
         sections=sections,
         undrawn=undrawn,
         differences=differences(runs) if len(runs) > 1 else {},
+        drawn=[(run.name, name, _inline(data)) for run in runs for name, data in run.drawn.items()],
     )  # fmt: skip
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 @cache

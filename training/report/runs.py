@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from training.watch import read_metrics
 
 Floats = NDArray[np.float64]
 RECIPE = "recipe.yaml"
+DRAWN = "evaluate/*/pictures.png"
+MAX_DRAWN = 4 << 20  # bytes of a picture that a page holds
 BEYOND = 1e200  # a number of this size is no measurement, and its square no number
 _PLACES = ("step", "samples")
 _ENDS = ("low", "high")
@@ -45,13 +47,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run's folder tells. recipe: the text of its recipe file, if there is one."""
+    """What a run's folder tells. recipe: the text of its recipe file, if there is one. drawn: a PNG of each evaluation
+    that drew pictures, the last one's, by its name.
+    """
 
     name: str
     num_steps: int
     num_samples: int
     series: Mapping[str, Series]
     recipe: str | None
+    drawn: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -91,6 +96,11 @@ def _read(folder: Path, name: str) -> Run:
         int(max((samples for _, samples in last), default=0)),
         series,
         recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else None,
+        {
+            path.parent.name: path.read_bytes()
+            for path in sorted(folder.glob(DRAWN))
+            if path.stat().st_size <= MAX_DRAWN
+        },
     )
 
 

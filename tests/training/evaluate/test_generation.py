@@ -11,8 +11,10 @@ import torch
 
 from infra.cli import run_main
 from infra.errors import DatasetError, UsageError
+from tests.training import runs
 from tests.training.evaluate.oracle import DIM, Broken, Mute, Oracle, captioned, grey, write_tars
-from tests.training.models.dalles import all_at
+from tests.training.models.dalles import WORDS, all_at
+from tests.training.shards import make_shards
 from training.__main__ import main
 from training.evaluate.generation import OTHERS, Studio, r_precision_hits
 from training.evaluate.run import evaluate, told
@@ -111,7 +113,7 @@ def test_two_runs_write_the_same_bytes_whatever_the_batch(captions, tmp_path):
     for name, batch in (("one", 3), ("two", 64)):
         evaluate(studio(), settings(captions, batch=batch), str(tmp_path / name))
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
-    assert sorted(one) == ["results.json", "sheet.html"]
+    assert sorted(one) == ["pictures.png", "results.json", "sheet.html"]
     assert one == two
     page = one["sheet.html"].decode()
     assert page.count("<svg") == 4 + 2, "four metrics against N, the two distances against blur"
@@ -157,6 +159,28 @@ def test_a_trained_dalle_is_asked_by_the_command(tmp_path, capsys):
     assert (tmp_path / "out" / "sheet.html").exists()
     assert run_main(main, "training", words) == 0
     assert "clip_frechet@3/blur1: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_draws_as_it_trains_and_its_report_shows_it(tmp_path, capsys):
+    models = all_at(tmp_path / "models")
+    make_shards(tmp_path / "data", [12])
+    asked = {"task": "generation", "data": str(tmp_path / "data"), "rerank": models["clip"], "num_candidates": [1, 2],
+             "every": 100, "queries": 2, "blur": []}  # fmt: skip
+    told = {"model": {"name": "dalle", **WORDS, "vae": models["vae"]}, "samples": 2 * runs.BATCH}
+    path = runs.recipe(tmp_path / "good", tmp_path / "data", **told, evaluate=[asked])
+    assert runs.train(path, "--json") == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])["metrics"]
+    assert metrics["generation/clip_score@2"] >= metrics["generation/clip_score@1"]
+    assert (tmp_path / "good/run/evaluate/generation-0/pictures.png").exists()
+    assert "data:image/png;base64," in (tmp_path / "good/run/report.html").read_text()
+    lacking = runs.recipe(tmp_path / "lacking", tmp_path / "data", **told, evaluate=[asked | {"rerank": 0}])
+    assert runs.train(lacking) == 2
+    assert "who chooses among candidates?" in capsys.readouterr().err
+    assert not (tmp_path / "lacking/run/metrics.jsonl").exists()
+    other = runs.recipe(tmp_path / "bad", tmp_path / "data", **told, evaluate=[asked | {"task": "retrieval"}])
+    assert runs.train(other) == 2
+    assert "a dalle cannot be asked for retrieval" in capsys.readouterr().err
 
 
 def test_a_task_refuses_the_other_ones_rerank(captions):
