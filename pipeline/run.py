@@ -36,7 +36,7 @@ from pipeline.report import write_report
 from pipeline.reshard.config import ReshardConfig
 from pipeline.reshard.run import reshard
 from pipeline.reshard.run import summary as reshard_summary
-from pipeline.train import TrainPart, train
+from pipeline.train import EncodePart, TrainPart, encode, train
 
 LOOPBACK = ("127.0.0.0/8",)
 C = TypeVar("C", bound=Config)
@@ -79,6 +79,7 @@ class Round(Config):
     """One of `then:`. Its parts are done in this order: what was trained scores what the next is trained on."""
 
     train: dict[str, TrainPart] = Field({}, description="Runs by name, one after the other.")
+    encode: dict[str, EncodePart] = Field({}, description="Tables of image tokens by name.")
     score: ScorePart | None = None
     select: dict[str, SelectRecipe] = Field({}, description="Selections by name: their rules, or a file of them.")
 
@@ -157,10 +158,12 @@ def _curate(
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for one in recipe.rounds:
-        if one.train:
+        if one.train or one.encode:
             executor.close()  # training takes all cores; it is opened again where there is work for it
         for name, run in one.train.items():
             facts.setdefault("train", {})[name] = train(name, run)
+        for name, table in one.encode.items():
+            facts.setdefault("encode", {})[name] = encode(name, table, recipe.dataset)
         if one.score is not None:
             scored = score(
                 dataset, one.score.scorers, executor, settings=_scorer_settings(one.score), options=options,
@@ -220,6 +223,8 @@ def plan_recipe(recipe: Recipe) -> list[str]:
             lines.append("download: the pairs that the crawl will find")
     for one in recipe.rounds:
         lines += [f"train: {name}: {shlex.join(run.command())}" for name, run in one.train.items()]
+        encoded = ((name, table.command(name, recipe.dataset)) for name, table in one.encode.items())
+        lines += [f"encode: {name}: {shlex.join(command)}" for name, command in encoded]
         if one.score is not None:
             lines.append(f"score: {', '.join(one.score.scorers)}, every stored image and caption")
         lines += [f"select: {name}, by {len(rules.rules)} rules" for name, rules in one.select.items()]
@@ -297,6 +302,9 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
         shares = [f"{metric} {100 * told['metrics'][metric]:.1f}{_interval(told['metrics'], metric)}"
                   for metric in told["metrics"] if metric.count("/") == 1]  # fmt: skip
         lines.append(f"train: {name}, {told['steps']:,} steps" + "".join(f"; {share}" for share in shares))
+    for name, told in facts.get("encode", {}).items():
+        missing = "".join(f"; {reason} {number:,}" for reason, number in told["unknown"].items())
+        lines.append(f"encode: {name}, tokens of {told['rows_out']:,} pictures{missing}")
     if "reshard" in facts:
         lines.append(f"reshard: {facts['reshard']['rows_out']:,} pairs in {len(facts['reshard']['paths'])} shards")
     if "report" in facts:

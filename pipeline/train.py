@@ -1,11 +1,11 @@
-"""Training as a part of a recipe: a run as a process of its own. The pipeline knows no model and imports none."""
+"""Training as a part of a recipe: what its room does, as processes of their own. The pipeline knows no model."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -60,18 +60,40 @@ def _leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield f"{above}{name}", value
 
 
+class EncodePart(Config):
+    """Image tokens of the dataset, by a trained dVAE: `tokens/NAME/` beside the shards."""
+
+    checkpoint: str = Field(description="The dalle.vae: a run or checkpoint.")
+    launcher: str = tuning("python -m training", "What starts it.")
+    options: tuple[str, ...] = tuning((), "More words of it: [--ray, auto, --num-gpus, '1'].")
+
+    def command(self, name: str, dataset: str) -> list[str]:
+        """What a person would type."""
+        words = ["encode", self.checkpoint, "--data", dataset, "--name", name, *self.options]
+        return [*shlex.split(self.launcher), *words]
+
+
 def train(name: str, part: TrainPart) -> dict[str, Any]:
     """Run it, or go on where it was stopped. Returns out, steps, total, and the metrics of its last evaluation.
 
     Raises TrainingEnded: with exit code 75 where a queue wants the machine back, and the run has saved.
     """
-    command = part.command()
-    program = [sys.executable, *command[1:]] if command[0] == "python" else command
+    return _facts_of(f"train {name}", part.command())
+
+
+def encode(name: str, part: EncodePart, dataset: str) -> dict[str, Any]:
+    """Make the table, or go on where it was stopped. Returns rows_in, rows_out, unknown. Raises TrainingEnded."""
+    return _facts_of(f"encode {name}", part.command(name, dataset))
+
+
+def _facts_of(what: str, command: Sequence[str]) -> dict[str, Any]:
+    """What a command of the training room says at its end, with --json."""
+    program = [sys.executable, *command[1:]] if command[0] == "python" else [*command]
     code, output = run_child([*program, "--json"], SHARED_MACHINE)
     if code == ASKED_TO_LEAVE:
-        raise TrainingEnded(f"train {name}: asked to leave, and saved; the same command goes on from there", code)
+        raise TrainingEnded(f"{what}: asked to leave, and saved; the same command goes on from there", code)
     told = [line for line in output.splitlines() if line.startswith("{")]
     if code or not told:
-        raise TrainingEnded(f"train {name}: ended with code {code}; by itself it is: {shlex.join(command)}", 1)
+        raise TrainingEnded(f"{what}: ended with code {code}; by itself it is: {shlex.join(command)}", 1)
     facts: dict[str, Any] = json.loads(told[-1])
     return facts

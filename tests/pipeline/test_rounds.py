@@ -17,6 +17,7 @@ from infra.progress import Progress
 from pipeline.report import write_report
 from pipeline.run import fact_lines, load_recipe, plan_recipe, run_recipe
 from pipeline.train import TrainingEnded, TrainPart, train
+from tests.training.models.dalles import VAE, WORDS
 from tests.training.runs import BATCH, recipe
 from tests.training.shards import make_shards
 
@@ -130,3 +131,26 @@ def test_a_report_on_a_run_that_is_not_there_says_so(tmp_path: Path, capfd: pyte
         write_report(str(tmp_path / "data"), str(tmp_path / "report.html"), [str(tmp_path / "absent")])
     assert "give the folder of a run" in capfd.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_pictures_become_tokens_between_two_runs_and_the_second_reads_them(tmp_path: Path) -> None:
+    make_shards(tmp_path / "data", [8, 7])
+    data, vae = str(tmp_path / "data"), str(tmp_path / "vae" / "run")
+    first, second = (
+        recipe(tmp_path / name, tmp_path / "data", samples=2 * BATCH, model=model)
+        for name, model in (("vae", {"name": "dalle.vae", **VAE}), ("dalle", {"name": "dalle", **WORDS}))
+    )
+    values = {
+        "dataset": data,
+        "then": [
+            {"train": {"vae": {"recipe": str(first)}}, "encode": {"few": {"checkpoint": vae}}},
+            {"train": {"dalle": {"recipe": str(second), "set": {"data.datasets": [{"path": data, "tokens": "few"}]}}}},
+        ],
+    }
+    loaded = load_recipe(written(tmp_path, values))
+    assert f"encode: few: python -m training encode {vae} --data {data} --name few" in plan_recipe(loaded)
+    facts = run_recipe(loaded, LocalExecutor(), RunOptions(), Progress.quiet())
+    assert facts["encode"]["few"]["rows_out"] == 15
+    assert facts["train"]["dalle"]["steps"] == 2
+    assert "encode: few, tokens of 15 pictures" in fact_lines(facts)
