@@ -105,7 +105,7 @@ class Recipe(Config):
     @property
     def rounds(self) -> Sequence[Round]:
         """All scoring, selecting and training, in order."""
-        return (Round(train={}, score=self.score, select=self.select), *self.then)
+        return (Round(train={}, encode={}, score=self.score, select=self.select), *self.then)
 
     @property
     def runs(self) -> list[str]:
