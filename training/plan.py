@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from infra.errors import PairmillError
 from training.data.loader import Loader
 from training.engine import Engine
 from training.engine_settings import EngineSettings
-from training.flops import forward_flops, made_up, shadow, step_flops
+from training.flops import forward_flops, made_up, step_flops
 from training.optim import OptimSettings, freeze, num_numbers
 from training.power_sgd import is_compressed, num_sent
 from training.ranks import Ranks
@@ -24,13 +26,14 @@ RANKS = (1, 8, 64)
 def plan_text(recipe: TrainRecipe) -> list[str]:
     """Lines for people. Trains nothing of the recipe's, and writes nothing."""
     spec, settings = recipe.spec, recipe.model_settings()
-    with torch.random.fork_rng():
+    with torch.device("meta"), warnings.catch_warnings():
+        # Shapes without numbers: a model that no memory here would hold. Weights to start from are read, and stay out.
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         module = spec.build(settings)
-        num = num_numbers(module.parameters())
-        freeze(module, spec.frozen(settings))
-        shapes = [one.shape for one in module.parameters() if one.requires_grad]
-        forward = forward_flops(shadow(module), made_up(spec, settings, 1))
-        del module
+    num = num_numbers(module.parameters())
+    freeze(module, spec.frozen(settings))
+    shapes = [one.shape for one in module.parameters() if one.requires_grad]
+    forward = forward_flops(module, made_up(spec, settings, 1))
     is_cached = spec.accumulate == "cached" and recipe.num_micro(1) > 1
     flops = step_flops(forward, is_cached)
     lines = [

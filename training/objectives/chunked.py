@@ -22,14 +22,16 @@ def chunked_cross_entropy(states: Tensor, weight: Tensor, bias: Tensor, targets:
     states: (T, D). weight: (V, D), bias: (V,): logits are states @ weight.T + bias. targets: (T,) int64. shares: (T,),
     what each token counts; it has no gradient. Differentiable once, in states, weight and bias.
     """
-    loss: Tensor = _Chunked.apply(states, weight, bias, targets, shares)
+    asks = torch.is_grad_enabled() and any(each.requires_grad for each in (states, weight, bias))
+    loss: Tensor = _Chunked.apply(states, weight, bias, targets, shares, asks)
     return loss
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, shares: Tensor) -> Tensor:
-        asks = any(ctx.needs_input_grad)
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, shares: Tensor, asks: bool
+    ) -> Tensor:
         to_states = torch.empty_like(states) if asks else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if asks else None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if asks else None
@@ -56,4 +58,4 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = slopes
         to_states, to_weight, to_bias = ctx.saved_tensors
-        return to_states * slope.to(to_states.dtype), to_weight * slope, to_bias * slope, None, None
+        return to_states * slope.to(to_states.dtype), to_weight * slope, to_bias * slope, None, None, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from collections import Counter
 
 import pytest
@@ -9,11 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import RecipeError, UsageError
+from tests.training.runs import ROOT
 from training.models.dalle import Dalle
 from training.models.dalle_captions import DalleTokenizer
 from training.models.dalle_settings import DalleSettings
 from training.models.dalle_spec import SPEC
+from training.plan import plan_text
 from training.ranks import Ranks
+from training.recipe import TrainRecipe
 from training.spec import Batch, Context
 
 TINY = DalleSettings.parse({**SPEC.tiny, "grid": 4, "kernel": 3}, "tiny")
@@ -44,6 +49,16 @@ def test_the_papers_largest_has_twelve_billion_weights():
     with torch.device("meta"):
         module = Dalle(DalleSettings(vocab="tiny"))
     assert sum(one.numel() for one in module.stack.parameters()) == pytest.approx(12e9, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_papers_largest_needs_no_room_for_its_weights():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told = plan_text(TrainRecipe.load(ROOT / "training/recipes/dalle_12b.yaml"))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 4  # GiB, of 45 that they have
+    num = int(re.search(r"([\d,]+) parameters", told[0]).group(1).replace(",", ""))
+    (stage_3,) = [line for line in told if line.startswith("  ZeRO 3")]
+    assert f"{5 * 4 * num / 8 / 2**30:.2f} GiB of 8 ranks" in stage_3
 
 
 def logits_of(module, batch):

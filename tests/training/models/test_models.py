@@ -103,6 +103,9 @@ def test_a_forward_pass_can_be_counted_without_reckoning_it(name):
     follower = shadow(module)
     assert all(tensor.is_meta for tensor in (*follower.parameters(), *follower.buffers()))
     one, four = (forward_flops(follower, made_up(spec, settings, num)) for num in (1, 4))
+    with torch.device("meta"):  # as a dry run builds it, where no memory would hold the weights
+        bare = spec.build(settings)
+    assert forward_flops(bare, made_up(spec, settings, 1)) == one
     # The contrast alone grows with the batch, and a batch of one has nothing to be told from.
     assert one == pytest.approx(four, rel=0.35)
     weights = sum(one.numel() for one in module.parameters() if one.ndim > 1)
