@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from training.blocks.masks import GridMask
 
@@ -26,13 +27,22 @@ def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     if queries.is_cuda:
         return flex(queries, keys, values, mask, _compiled())
-    num_back = _num_back(mask)
-    if num_back + 1 >= mask.side:
+    if _num_back(mask) + 1 >= mask.side:
         return F.scaled_dot_product_attention(queries, keys, values, mask.dense(queries.device))
+    if not torch.is_grad_enabled():
+        return _in_blocks(queries, keys, values, mask)
+    # Its windows and shares are reckoned again in the backward pass: kept, they are more than dense attention keeps.
+    found: Tensor = checkpoint(
+        _in_blocks, queries, keys, values, mask, use_reentrant=False, preserve_rng_state=False
+    )  # fmt: skip
+    return found
+
+
+def _in_blocks(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask) -> Tensor:
     text, image = zip(*(_parted(each, mask) for each in (queries, keys, values)), strict=True)
     above = F.scaled_dot_product_attention(text[0], text[1], text[2], is_causal=True)
     rows = [_rows(each, mask) for each in image]  # (B, H, R, W, d) each
-    windows = [_windows(each, num_back) for each in rows[1:]]  # (B, H, R, (back + 1) * W, d)
+    windows = [_windows(each, _num_back(mask)) for each in rows[1:]]  # (B, H, R, (back + 1) * W, d)
     found = _attend(rows[0], (text[1], text[2]), windows, _window_mask(mask).to(queries.device))
     return torch.cat([above, _unrowed(found, mask)], 2)
 

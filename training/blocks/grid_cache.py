@@ -6,6 +6,8 @@ text, and of each stream's image those that its mask can still see, in places th
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,10 @@ class GridCache:
         self.num_read = 0
         self._mask, self._num = mask, num_candidates
         self._text_keys, self._text_values = keys.transpose(2, 3).contiguous(), values  # (N, H, d, T), (N, H, T, d)
-        self._distances = torch.tensor(mask.distances)
-        # Under a column mask a token sees its own column alone; else the last tokens, as far back as the mask reaches.
-        self._places = mask.side if mask.kind == "column" else mask.distances[-1] + 1
+        self._seen = _seen(mask, keys.device)  # (I, S)
         num_sets = mask.side if mask.kind == "column" else 1
         num_texts, heads, _, size = keys.shape
-        shape = (2, num_sets, num_texts * num_candidates, heads, self._places, size)
+        shape = (2, num_sets, num_texts * num_candidates, heads, self._seen.shape[1], size)
         self._image = keys.new_zeros(shape)  # the same place for the whole of the sampling: shapes never change
 
     @property
@@ -45,18 +45,29 @@ class GridCache:
         of_image = (held[0] @ queries.unsqueeze(3)).squeeze(3)  # (N * W, H, S)
         of_image = of_image.masked_fill(~is_seen, float("-inf"))
         shares = torch.cat([of_text, of_image], 2).softmax(2)
-        to_text, to_image = shares.split([num_text, self._places], 2)
+        to_text, to_image = shares.split([num_text, shares.shape[2] - num_text], 2)
         found = (to_image.unsqueeze(2) @ held[1]).squeeze(2)  # (N * W, H, d)
         to_text = to_text.unflatten(0, (num_texts, self._num)).transpose(1, 2)  # (N, H, W, T)
         return found + (to_text @ self._text_values).transpose(1, 2).flatten(0, 1)
 
     def _slot(self) -> tuple[Tensor, int, Tensor]:
         """Where the next token's keys and values go, (2, N * W, H, S, d) and a place; which places it sees, (S,)."""
-        at, places = self.num_read, torch.arange(self._places)
+        at = self.num_read
         if self._mask.kind == "column":
             row, column = divmod(at, self._mask.side)
-            return self._image[:, column], row, (places <= row).to(self._image.device)
-        place = at % self._places
-        behind = (place - places) % self._places  # how far behind the token in each place is
-        is_seen = torch.isin(behind, self._distances) & (behind <= at)
-        return self._image[:, 0], place, is_seen.to(self._image.device)
+            return self._image[:, column], row, self._seen[at]
+        return self._image[:, 0], at % self._seen.shape[1], self._seen[at]
+
+
+@cache
+def _seen(mask: GridMask, device: torch.device) -> Tensor:
+    """(side * side, S) bool: which places each image token sees, once it stands in its own.
+
+    Under a column mask the places are those of its column; else those of the last tokens, as far as the mask reaches.
+    """
+    at = torch.arange(mask.side**2)[:, None]
+    if mask.kind == "column":
+        return (torch.arange(mask.side) <= at // mask.side).to(device)
+    num = mask.distances[-1] + 1
+    behind = (at - torch.arange(num)) % num  # how far behind the token in each place is
+    return (torch.isin(behind, torch.tensor(mask.distances)) & (behind <= at)).to(device)

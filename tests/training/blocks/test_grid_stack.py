@@ -59,3 +59,17 @@ def test_a_state_does_not_hang_on_what_follows(at):
     stack, x = stack_of(KINDS, 4, 4), torch.randn(1, 20, 12, dtype=torch.float64)
     changed = torch.cat([x[:, : at + 1], torch.randn(1, 19 - at, 12, dtype=torch.float64)], 1)
     torch.testing.assert_close(stack(changed)[:, : at + 1], stack(x)[:, : at + 1], atol=1e-12, rtol=0)
+
+
+def test_who_draws_first_can_train_afterwards():
+    """What masks keep is made once; made while drawing, it must serve a backward pass, too."""
+    stack = GridStack(width=8, heads=2, masks=[GridMask("row", 3, 9), GridMask("column", 3, 9)])
+    x = torch.randn(1, 84, 8)
+    with torch.inference_mode():
+        stack(x)
+    stack(x).sum().backward()
+    with torch.inference_mode():
+        _, caches = stack.begin(x[:, :3], 1)
+        stack.read(x[:, 3], caches)
+    _, caches = stack.begin(x[:, :3], 1)
+    stack.read(x[:, 3], caches).sum().backward()

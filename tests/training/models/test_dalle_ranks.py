@@ -66,9 +66,7 @@ def test_on_two_ranks_every_stage_gives_the_curve_of_stage_0(name: str, data: Pa
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_run_left_within_an_epoch_ends_with_the_same_bits(
-    name: str, stop: int, data: Path, tmp_path: Path
-) -> None:
+def test_a_run_left_within_an_epoch_ends_with_the_same_bits(name: str, stop: int, data: Path, tmp_path: Path) -> None:
     whole, parted = recipe_of(tmp_path / "whole", name, data), recipe_of(tmp_path / "parted", name, data)
     settings = [word for setting in READS[name] for word in ("--set", setting)]
     assert runs.train(whole, *settings) == 0
