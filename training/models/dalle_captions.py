@@ -19,7 +19,8 @@ class DalleTokenizer:
     """Captions to ids: those of the words, and behind them a padding token of each place. Cheap to send to a worker."""
 
     def __init__(self, settings: DalleSettings) -> None:
-        self.words, self.length, self._dropout = BytePairs(settings.vocab), settings.text_length, settings.dropout
+        self.words, self.length = BytePairs(settings.vocab), settings.text_length
+        self._dropout, self._no_text = settings.dropout, settings.no_text
 
     def __len__(self) -> int:
         return len(self.words) + self.length
@@ -29,8 +30,13 @@ class DalleTokenizer:
         return self._padded(self.words.pieces(texts))
 
     def drawn(self, texts: Sequence[str], chance: Callable[[int], np.random.Generator]) -> Tensor:
-        """The same for training: row r's merges are left out as chance(r) draws."""
-        return self._padded([self.words.drawn(text, self._dropout, chance(row)) for row, text in enumerate(texts)])
+        """The same for training: row r's merges, and now and then its whole text, are left out as chance(r) draws."""
+        return self._padded([self._drawn(text, chance(row)) for row, text in enumerate(texts)])
+
+    def _drawn(self, text: str, chance: np.random.Generator) -> list[int]:
+        if self._no_text and chance.random() < self._no_text:
+            return []
+        return self.words.drawn(text, self._dropout, chance)
 
     def asked(self, prompt: str) -> Tensor:
         """(T,) int64 of what shall be drawn. Raises UsageError where it would have to be cut, or says nothing."""

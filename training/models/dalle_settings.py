@@ -50,6 +50,10 @@ class DalleSettings(Config):
     )  # fmt: skip
     text_length: int = Field(256, gt=0, description="Tokens of a text, its padding among them.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of the words' merges that training leaves out.")
+    no_text: float = Field(
+        0.0, ge=0, lt=1, description="Share of captions that training leaves empty, for who draws with guidance. "
+        "(Not the paper's: 0 is.)",
+    )  # fmt: skip
     codes: int = Field(8192, ge=2, description="Different image tokens.")
     grid: int = Field(32, gt=0, description="Image tokens a side.")
     kernel: int = Field(11, gt=0, description="Side of the last layer's convolutional mask, odd.")

@@ -6,6 +6,7 @@ import re
 import resource
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,17 @@ def test_a_text_is_its_words_and_then_a_pad_of_each_place():
         assert row[num:].tolist() == [len(tokenizer.words) + at for at in range(num, TINY.text_length)]
         assert tokenizer.text(row.tolist()) == text.lower()
     assert len(tokenizer) == len(tokenizer.words) + TINY.text_length
+
+
+def test_a_share_of_texts_is_left_empty_by_a_draw_of_its_own():
+    plain, some = (DalleTokenizer(TINY.model_copy(update={"no_text": share})) for share in (0.0, 0.3))
+    texts = ["a red boat"] * 1000
+    found = some.drawn(texts, np.random.default_rng)
+    is_empty = (found == plain([""])).all(1)
+    assert 0.25 < is_empty.float().mean() < 0.35
+    assert torch.equal(found, some.drawn(texts, np.random.default_rng))
+    assert not (plain.drawn(texts, np.random.default_rng) == plain([""])).all(1).any()
+    assert torch.equal(some(texts[:1]), plain(texts[:1]))  # who asks is heard
 
 
 def test_prompts_that_cannot_be_drawn_are_refused_with_a_word():
