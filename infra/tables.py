@@ -23,11 +23,13 @@ CAPTIONS_DIGEST = b"pairmill.captions"  # the same of source and n; b"image" and
 
 
 def write_table(
-    storage: Storage, name: str, table: pa.Table, row_group: int = ROW_GROUP, *, keep_types: bool = True
-) -> Committed:
+    storage: Storage, name: str, table: pa.Table, row_group: int = ROW_GROUP, *, keep_types: bool = True,
+    is_checked: bool = False,
+) -> Committed:  # fmt: skip
     """Publish a table. The same rows give the same bytes: fixed compression and row groups, no clock.
 
     keep_types: readers of Arrow get its types and descriptions back; else a dictionary of words is read as words.
+    is_checked: pages have checksums, for values of which a wrong one looks like any other.
     """
     with storage.commit(name) as draft:
         # Of values that hardly ever repeat a dictionary is built for nothing, and read for nothing; so are bounds.
@@ -39,6 +41,7 @@ def write_table(
             store_schema=keep_types,
             use_dictionary=repeating,
             write_statistics=repeating,
+            write_page_checksum=is_checked,
         ) as file:
             file.write_table(table, row_group_size=row_group)
             if not keep_types and table.schema.metadata:  # without Arrow's types its metadata is left out, too
@@ -74,9 +77,14 @@ def keys_digests(table: pa.Table) -> tuple[bytes, bytes]:
     return hashlib.blake2b(held, digest_size=16).digest(), _captions_word(table["source"], table["n"])
 
 
-def read_table(storage: Storage, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table, or some of its columns. Raises FileNotFoundError."""
-    return pq.read_table(io.BytesIO(storage.read(name)), columns=list(columns) if columns is not None else None)
+def read_table(
+    storage: Storage, name: str, columns: Sequence[str] | None = None, *, is_checked: bool = False
+) -> pa.Table:
+    """A table, or some of its columns. is_checked: compare pages with their checksums. Raises FileNotFoundError."""
+    return pq.read_table(
+        io.BytesIO(storage.read(name)), columns=list(columns) if columns is not None else None,
+        page_checksum_verification=is_checked,
+    )  # fmt: skip
 
 
 def open_table(storage: Storage, name: str) -> pq.ParquetFile:

@@ -37,6 +37,7 @@ from pipeline.reshard.config import ReshardConfig
 from pipeline.reshard.run import reshard
 from pipeline.reshard.run import summary as reshard_summary
 from pipeline.train import EncodePart, TrainPart, encode, train
+from training.metric_names import in_percent
 
 LOOPBACK = ("127.0.0.0/8",)
 C = TypeVar("C", bound=Config)
@@ -299,7 +300,7 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
             f"select: {name} keeps {told['rows_out']:,} of {told['rows_in']:,}" + (f"; {fell}" if fell else "")
         )
     for name, told in facts.get("train", {}).items():
-        shares = [f"{metric} {100 * told['metrics'][metric]:.1f}{_interval(told['metrics'], metric)}"
+        shares = [f"{metric} {_figure(metric, told['metrics'][metric])}{_interval(told['metrics'], metric)}"
                   for metric in told["metrics"] if metric.count("/") == 1]  # fmt: skip
         lines.append(f"train: {name}, {told['steps']:,} steps" + "".join(f"; {share}" for share in shares))
     for name, told in facts.get("encode", {}).items():
@@ -314,7 +315,11 @@ def fact_lines(facts: dict[str, Any]) -> list[str]:
 
 def _interval(metrics: dict[str, float], metric: str) -> str:
     low, high = (metrics.get(f"{metric}/{end}") for end in ("low", "high"))
-    return "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return "" if low is None or high is None else f" ({_figure(metric, low)} to {_figure(metric, high)})"
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{100 * value:.1f}" if in_percent(metric) else f"{value:.3g}"
 
 
 def result_lines(results: Sequence[StepResult]) -> list[str]:

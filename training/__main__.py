@@ -237,16 +237,19 @@ def encode(checkpoint: str, dataset: str, name: str, **values: Any) -> None:
 @click.option("--image", metavar="FILE", help="Go on from the top rows of this picture.")
 @click.option("--keep-rows", type=int, metavar="R", help="Rows of tokens of --image that stay.")
 @click.option("--device", default=None, help="cpu, cuda, cuda:1.  [default: cuda where there is one]")
+@click.option("--dtype", help="What tokens are drawn in: float32, bfloat16, float16.  [default: bfloat16 on a GPU]")
 @click.option("--out", required=True, metavar="DIR", help="Write sheet.png, the pictures and results.json there.")
 @config_options(SampleSettings)
+@click.option("--dry-run", is_flag=True, help="Say what would be drawn; draw and write nothing.")
 @JSON
 def sample(
     checkpoint: str, prompts: Sequence[str], vae: str | None, rerank: str | None, pretrained: str | None,
-    image: str | None, keep_rows: int | None, device: str | None, out: str, as_json: bool, **values: Any,
+    image: str | None, keep_rows: int | None, device: str | None, dtype: str | None, out: str, dry_run: bool,
+    as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Pictures of a text: many candidates, the ones first that a CLIP finds to fit best.
 
-    Candidate 17 of a prompt and seed is the same, however many are drawn.
+    Candidate 17 of a prompt and seed is the same, up to rounding, however many are drawn.
 
     \b
     python -m training sample out/dalle --prompt "a red boat" --num-candidates 64 --rerank out/clip --out out/boat
@@ -257,14 +260,14 @@ def sample(
     from infra.storage import Storage
     from training.models.load import load_encoder
     from training.models.painter import load_painter
-    from training.sample import first_rows, write
+    from training.sample import first_rows, plan_text, write
     from training.sample import sample as run
 
     settings = SampleSettings.parse(given(SampleSettings, values), "sample")
     if (image is None) != (keep_rows is None):
         raise UsageError("--image and --keep-rows go together: which picture, and how much of it stays")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    painter = load_painter(checkpoint, place, vae=vae)
+    painter = load_painter(checkpoint, place, dtype or ("bfloat16" if place.startswith("cuda") else "float32"), vae)
     encoder = load_encoder(rerank, pretrained, place) if rerank is not None else None
     rows = None
     if image is not None and keep_rows is not None:
@@ -273,9 +276,11 @@ def sample(
             raise UsageError(f"--image {image}: no such file")
         rows = first_rows(painter.maker, storage.read(name), keep_rows)
     total = len(prompts) * settings.num_candidates
+    if dry_run:
+        say_plan(plan_text(painter, prompts, settings, rerank, out), as_json)
+        return
     with click.progressbar(length=total, label="drawing", file=sys.stderr) as bar:
-        found = [*run(painter, prompts, settings, encoder, rows, bar.update)]
-    results = write(out, found, settings.top)
+        results = write(out, run(painter, prompts, settings, encoder, rows, bar.update), settings.top)
     if as_json:
         print_json(results)
         return

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,44 @@ class BytePairs:
 
     def drawn(self, text: str, dropout: float, chance: np.random.Generator) -> list[int]:
         """The text's ids where every merge that could be made is left out, this time, with that probability."""
-        found = []
-        for word in _words(_parts(), _clean(text)):
-            signs = list(word)
-            while pairs := [
-                (rank, at) for at, pair in enumerate(pairwise(signs))
-                if (rank := self._ranks.get(pair)) is not None and chance.random() >= dropout
-            ]:  # fmt: skip
-                _, at = min(pairs)
-                signs[at : at + 2] = [signs[at] + signs[at + 1]]
-            found += [self._ids[sign] for sign in signs]
-        return found
+        return [
+            self._ids[sign] for word in _words(_parts(), _clean(text)) for sign in self._merged(word, dropout, chance)
+        ]
+
+    def _merged(self, word: str, dropout: float, chance: np.random.Generator) -> list[str]:
+        """Signs of a word. Of those left out each may be made again once another is: draws are made when asked for.
+
+        Source: BPE-dropout, arXiv 1910.13267, algorithm 1.
+        """
+        signs: list[str] = list(word)
+        after, before = [*range(1, len(word) + 1)], [*range(-1, len(word) - 1)]  # places of the neighbours
+
+        def found(at: int) -> list[tuple[int, int]]:
+            """Rank and place of the merge that begins there, if any."""
+            rank = None
+            if at >= 0 and after[at] < len(signs):
+                rank = self._ranks.get((signs[at], signs[after[at]]))
+            return [] if rank is None else [(rank, at)]
+
+        waiting = [merge for at in range(len(signs)) for merge in found(at)]
+        heapify(waiting)
+        left_out: list[tuple[int, int]] = []
+        while waiting:
+            merge = heappop(waiting)
+            at = merge[1]
+            if not signs[at] or found(at) != [merge]:
+                continue  # one of its halves has gone into another
+            if chance.random() < dropout:
+                left_out.append(merge)
+                continue
+            gone = after[at]
+            signs[at], signs[gone], after[at] = signs[at] + signs[gone], "", after[gone]
+            if after[at] < len(signs):
+                before[after[at]] = at
+            for again in (*left_out, *found(at), *found(before[at])):
+                heappush(waiting, again)
+            left_out.clear()
+        return [sign for sign in signs if sign]
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids back to text; bytes that are no text become replacement signs."""

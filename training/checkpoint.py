@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field, field_validator
@@ -29,6 +29,7 @@ from infra.errors import PairmillError
 from infra.log import get_logger
 from infra.recipe import Config
 from infra.storage import Storage
+from training.metric_names import is_lower_better
 from training.ranks import Ranks
 
 FACTS = "checkpoint.json"
@@ -105,7 +106,6 @@ class Keep:
 
     last: int = 3
     best: str | None = None  # a name in metrics
-    sense: Literal["max", "min"] = "max"
 
 
 class Checkpoint:
@@ -239,7 +239,7 @@ def prune(storage: Storage, keep: Keep) -> None:
     whole = list(_whole(storage))
     stays = {checkpoint.facts.step for checkpoint in whole[: keep.last]}
     if keep.best is not None:
-        sign = 1 if keep.sense == "max" else -1
+        sign = -1 if is_lower_better(keep.best) else 1
         judged = [one.facts for one in whole if keep.best in one.facts.metrics]
         # Of equals the newest.
         stays |= (

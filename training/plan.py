@@ -61,9 +61,11 @@ def _steps(recipe: TrainRecipe, flops: float) -> list[str]:
     try:
         spec, settings = recipe.spec, recipe.model_settings()
         ops = recipe.ops or spec.ops(settings)[0]
-        num_units = Loader(recipe.data, ops, spec.tokenizer_of(settings), recipe.seed, ranks=Ranks()).num_units
+        codes = spec.codes(settings)
+        loader = Loader(recipe.data, ops, spec.tokenizer_of(settings), recipe.seed, ranks=Ranks(), codes=codes)
     except PairmillError as error:
         return [f"data: cannot be read here, so steps are not known: {error}"]
+    num_units = loader.num_units
     total = recipe.total_steps(num_units)
     samples = total * recipe.data.batch
     return [

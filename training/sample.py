@@ -10,7 +10,7 @@ OUT/results.json      of each prompt its candidates in rank order, with scores
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ from training.models.token_maker import TokenMaker
 from training.preprocess import Ops, UnreadableImage
 from training.sample_settings import SampleSettings
 
-SHOWN = 16  # candidates of a prompt on the sheet
+SHOWN = 16  # candidates of a prompt on the sheet, unless told
+SHEET_ROWS, SHEET_COLUMNS = 64, 64  # at most: it is one picture
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,22 @@ def sample(
         yield Drawn(prompt, codes, pictures, scores, order)
 
 
+def plan_text(
+    painter: Painter, prompts: Sequence[str], settings: SampleSettings, judge: str | None, out: str
+) -> list[str]:
+    """What would be drawn, in lines. Raises UsageError for a prompt that cannot be read."""
+    tokenizer = painter.sampler.tokenizer
+    tokens = [int((tokenizer.asked(prompt) < len(tokenizer.words)).sum()) for prompt in prompts]
+    num, side = settings.num_candidates, painter.maker.grid
+    return [
+        *(f"prompt: {prompt!r}, {each} tokens" for prompt, each in zip(prompts, tokens, strict=True)),
+        f"pictures: {len(prompts) * num:,}, {num:,} of each prompt, of {side} x {side} tokens",
+        "order: as drawn" if judge is None else f"order: as {judge} finds that they fit",
+        f"written: {settings.top or num:,} of each prompt",
+        f"out: {out}",
+    ]
+
+
 def first_rows(maker: TokenMaker, data: bytes, num_rows: int) -> Tensor:
     """(num_rows * side,) tokens of a picture's top rows. Raises UsageError where there is no picture or no such row."""
     if not 0 < num_rows < maker.grid:
@@ -73,9 +90,9 @@ def first_rows(maker: TokenMaker, data: bytes, num_rows: int) -> Tensor:
     return maker.encode(image[None])[0, : num_rows * maker.grid]
 
 
-def write(out: str, found: Sequence[Drawn], top: int | None) -> dict[str, Any]:
-    """Write sheet, pictures and results. Returns what results.json has."""
-    storage, told = Storage(out), []
+def write(out: str, found: Iterable[Drawn], top: int | None) -> dict[str, Any]:
+    """Write pictures as they come, then sheet and results. Returns what results.json has."""
+    storage, told, strips = Storage(out), [], []
     for number, drawn in enumerate(found):
         rows = []
         for rank, at in enumerate(drawn.order[:top], 1):
@@ -84,7 +101,9 @@ def write(out: str, found: Sequence[Drawn], top: int | None) -> dict[str, Any]:
             score = None if drawn.scores is None else round(drawn.scores[at].item(), 6)
             rows.append({"rank": rank, "candidate": at, "score": score, "file": name})
         told.append({"prompt": drawn.prompt, "num_candidates": len(drawn.pictures), "candidates": rows})
-    storage.commit_bytes("sheet.png", sheet(found, min(SHOWN, top or SHOWN)))
+        if number < SHEET_ROWS:
+            strips.append(_strip(drawn, min(top or SHOWN, SHEET_COLUMNS)))
+    storage.commit_bytes("sheet.png", contact(strips))
     results = {"prompts": told}
     storage.commit_bytes("results.json", json.dumps(results, ensure_ascii=False, indent=1).encode())
     return results
@@ -92,10 +111,11 @@ def write(out: str, found: Sequence[Drawn], top: int | None) -> dict[str, Any]:
 
 def sheet(found: Sequence[Drawn], top: int) -> bytes:
     """A PNG: a row a prompt, its `top` best candidates from left to right, each above its number and score."""
-    strips = []
-    for drawn in found:
-        best = list(drawn.order[:top])
-        scores = [""] * len(best) if drawn.scores is None else [f"  {drawn.scores[at].item():.3f}" for at in best]
-        notes = [f"{at}{score}" for at, score in zip(best, scores, strict=True)]
-        strips.append(Strip(drawn.prompt, drawn.pictures[best], notes))
-    return contact(strips)
+    return contact([_strip(drawn, top) for drawn in found])
+
+
+def _strip(drawn: Drawn, top: int) -> Strip:
+    best = list(drawn.order[:top])
+    scores = [""] * len(best) if drawn.scores is None else [f"  {drawn.scores[at].item():.3f}" for at in best]
+    notes = [f"{at}{score}" for at, score in zip(best, scores, strict=True)]
+    return Strip(drawn.prompt, drawn.pictures[best], notes)

@@ -55,7 +55,7 @@ class Run:
         self.num_micro = recipe.num_micro(ranks.num)
         self.loader = Loader(
             recipe.data, recipe.ops or self.spec.ops(settings)[0], self.spec.tokenizer_of(settings), recipe.seed,
-            ranks=ranks, num_micro=self.num_micro,
+            ranks=ranks, num_micro=self.num_micro, codes=self.spec.codes(settings),
         )  # fmt: skip
         self.loader.warm_up()
         self.total = recipe.total_steps(self.loader.num_units)
@@ -194,8 +194,8 @@ class Run:
     def _asker(self, each: EvaluationSettings) -> Callable[[Any, str], Any] | None:
         """What makes of the module that which the task asks."""
         if each.task in DRAWS and (painter := self.spec.painter) is not None:
-            vae = self.recipe.model.get("vae")
-            return lambda module, device: studio_of(painter(module, device, vae=each.vae or vae), each, device)
+            vae, tokens = each.vae or self.recipe.model.get("vae"), self.loader.token_maker
+            return lambda module, device: studio_of(painter(module, device, vae=vae, tokens=tokens), each, device)
         return {**dict.fromkeys(DRAWS), **dict.fromkeys(WRITES, self.spec.captioner)}.get(each.task, self.spec.encoder)
 
     def _facts(self, done: int, metrics: Mapping[str, float]) -> Facts:

@@ -219,13 +219,13 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_the_last_and_the_best_stay(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     for step, recall in enumerate([0.1, 0.9, 0.3, 0.9, 0.2, 0.4], start=1):
-        save(storage, step, metrics={"recall": recall})
+        save(storage, step, metrics={"recall": recall, "drawn/fid@4": recall})
     save(storage, 7)
     (tmp_path / folder_of(8)).mkdir()
     (tmp_path / folder_of(8) / "weights-00000-of-00001.ab.safetensors").touch()  # newer than any whole one: let be
     prune(storage, Keep(last=2, best="recall"))
     assert steps(storage) == [4, 6, 7, 8]
-    prune(storage, Keep(last=1, best="recall", sense="min"))
+    prune(storage, Keep(last=1, best="drawn/fid@4"))  # of a distance the least: of steps 4 and 6 the latter
     assert steps(storage) == [6, 7, 8]
     prune(storage, Keep(last=1, best="unheard of"))
     assert steps(storage) == [7, 8]

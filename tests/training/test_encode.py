@@ -19,6 +19,7 @@ from tests.training.shards import make_shards, picture, uid_of
 from training.data.tokens import as_codes
 from training.encode import EncodeStep, encode
 from training.encode_settings import EncodeSettings
+from training.models.painter import load_painter
 from training.models.token_maker import load_token_maker
 from training.preprocess import Ops
 
@@ -84,15 +85,23 @@ def test_another_model_is_refused_under_the_same_name_and_what_is_no_dvae_anywhe
 
 
 @pytest.mark.slow
-def test_training_from_tokens_and_from_pictures_gives_the_same_loss(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_from_tokens_and_from_pictures_gives_the_same_loss(precision, tmp_path):
     dataset, vae = make_shards(tmp_path / "data", [13, 11]), vae_at(tmp_path / "vae")
     run(dataset, vae)
     losses = {}
     for way, model, tokens in (("table", {}, "vae"), ("pictures", {"vae": vae}, None)):
         folder = tmp_path / way
         data = json.dumps([{"path": dataset.storage.url, "tokens": tokens}])
-        path = runs.recipe(folder, tmp_path / "data", model={"name": "dalle", **WORDS, **model}, micro_batch=6)
+        path = runs.recipe(
+            folder, tmp_path / "data", model={"name": "dalle", **WORDS, **model}, micro_batch=6,
+            engine={"precision": precision},
+        )  # fmt: skip
         assert runs.train(path, "--set", f"data.datasets={data}") == 0
         losses[way] = runs.losses(folder)
     assert losses["table"] == losses["pictures"]
     assert len(losses["table"]) == runs.STEPS
+    trained, other = str(tmp_path / "table/run"), vae_at(tmp_path / "other", seed=1)
+    assert load_painter(trained, vae=vae).maker.grid == 4
+    with pytest.raises(UsageError, match="not the dVAE that made the tokens"):
+        load_painter(trained, vae=other)

@@ -18,10 +18,11 @@ from selectolax.lexbor import LexborHTMLParser
 from infra.errors import UsageError
 from infra.page.words import plain
 from tests.servers.browser import browser  # noqa: F401 - a fixture
+from training.metric_names import is_lower_better
 from training.report import axes, write_page
 from training.report.curves import HEIGHT, WIDTH
 from training.report.headline import best, headline, state
-from training.report.kinds import is_lower_better, kind_of
+from training.report.kinds import kind_of
 from training.report.page import MAX_BINS, MAX_CURVES, render
 from training.report.runs import BEYOND, Run, series_of
 from training.report.thinned import smoothed, thinned
@@ -383,6 +384,9 @@ def test_the_page_opens_without_errors_network_or_labels_over_each_other(
         ("held_out/loss", True),
         ("caption/CIDEr", False),
         ("reading/word_error", True),
+        ("generation/clip_frechet@16/blur2", True),
+        ("generation/fid@4", True),
+        ("generation/r_precision@4", False),
     ],
 )
 def test_the_least_is_the_best_of_losses_ranks_and_errors_alone(metric: str, is_lower: bool) -> None:

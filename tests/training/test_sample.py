@@ -24,6 +24,9 @@ from training.models import MODELS
 from training.models.encoder import Encoder, fit
 from training.models.painter import load_painter
 from training.models.token_maker import load_token_maker
+from training.preprocess import Ops
+from training.sample import first_rows
+from training.sample_settings import SampleSettings
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +70,24 @@ def test_the_top_rows_of_a_given_picture_stay(trained, tmp_path):
     (tmp_path / "given.png").write_bytes(picture(9))
     asked = [trained["dalle"], "--prompt", "a tree", "--num-candidates", "3", "--out", str(tmp_path / "out")]
     assert ask(*asked, "--image", str(tmp_path / "given.png"), "--keep-rows", "2") == 0
-    maker = load_painter(trained["dalle"]).maker
-    from training.sample import first_rows
+    painter = load_painter(trained["dalle"])
+    rows = first_rows(painter.maker, picture(9), 2)
+    assert torch.equal(rows, painter.maker.encode(Ops.parse(painter.maker.ops)(picture(9), None)[None])[0, :8])
+    ((codes, pictures),) = painter.paint(["a tree"], SampleSettings(num_candidates=3), rows)
+    assert torch.equal(codes[:, :8], rows.expand(3, -1))
+    assert len(torch.unique(codes[:, 8:], dim=0)) == 3
+    for at, picture_ in enumerate(pictures):
+        shown = np.asarray(Image.open(tmp_path / f"out/0000/{at:05d}.png"))
+        assert np.array_equal(shown, picture_.permute(1, 2, 0).numpy())
 
-    rows = first_rows(maker, picture(9), 2)
-    wanted = (255 * maker.decode(torch.cat([rows, torch.zeros(8, dtype=torch.int64)])[None])).round()
-    shown = np.asarray(Image.open(tmp_path / "out/0000/00000.png"))
-    # Convolutions mix neighbours: the topmost pixels hang on kept tokens alone, or nearly.
-    assert np.abs(shown[0].astype(int) - wanted[0].permute(1, 2, 0).numpy()[0]).max() < 64
-    assert len(rows) == 2 * maker.grid
+
+def test_a_dry_run_says_what_would_be_drawn_and_draws_nothing(trained, tmp_path, capsys):
+    asked = [trained["dalle"], "--prompt", "a tree", "--num-candidates", "5", "--out", str(tmp_path / "out")]
+    assert ask(*asked, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "pictures: 5, 5 of each prompt, of 4 x 4 tokens" in said
+    assert not (tmp_path / "out").exists()
+    assert ask(*asked, "--prompt", " ", "--dry-run") == 2
 
 
 def test_mistakes_are_told_with_the_mend(trained, tmp_path, capsys):

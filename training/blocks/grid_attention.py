@@ -20,12 +20,14 @@ from torch.utils.checkpoint import checkpoint
 
 from training.blocks.masks import GridMask
 
+FLEX_WIDTH = 16  # of a head, at least
+
 
 def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask) -> Tensor:
     """(B, H, L, d) each → (B, H, L, d)."""
     if mask.kind == "causal":
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    if queries.is_cuda:
+    if queries.is_cuda and queries.shape[3] >= FLEX_WIDTH:
         return flex(queries, keys, values, mask, _compiled())
     if _num_back(mask) + 1 >= mask.side:
         return F.scaled_dot_product_attention(queries, keys, values, mask.dense(queries.device))

@@ -31,7 +31,15 @@ def _read(recipe: TrainRecipe, data: DataSettings, num_steps: int) -> tuple[int,
     spec, settings = recipe.spec, recipe.model_settings()
     num_micro = recipe.num_micro(1)
     ops = recipe.ops or spec.ops(settings)[0]
-    loader = Loader(data, ops, spec.tokenizer_of(settings), recipe.seed, ranks=Ranks(), num_micro=num_micro)
+    loader = Loader(
+        data,
+        ops,
+        spec.tokenizer_of(settings),
+        recipe.seed,
+        ranks=Ranks(),
+        num_micro=num_micro,
+        codes=spec.codes(settings),
+    )
     with closing(loader.batches()) as batches:
         next(batches)  # workers have started, first tables are read
         began, cpu = time.monotonic(), time.process_time()

@@ -64,13 +64,15 @@ class Loader:
 
     def __init__(
         self, settings: DataSettings, ops: str, tokenizer: Tokenizer | None, seed: int, *, ranks: Ranks,
-        num_micro: int = 1,
+        num_micro: int = 1, codes: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
+        """codes: image tokens that the model reads of each sample, and their kinds; None: it looks at pictures."""
         self.settings = settings
         self.num_micro = num_micro
         self.broken: Counter[str] = Counter()
         self._seed = seed
         self._sources = [Source(each, settings.unit) for each in settings.datasets]
+        self._made = _made(self._sources, codes)
         self.order = _order(settings, self._sources, seed)
         lanes = self.order.lanes
         for what, divisor, dividend in (
@@ -90,7 +92,7 @@ class Loader:
         folder = settings.copies or os.path.join(tempfile.gettempdir(), f"pairmill-copies-{os.getuid()}")
         storages = [source.dataset.storage for source in self._sources]
         copies = Copies(folder, int(settings.copies_gib * GIB))
-        self._reader = Reader(storages, ops, tokenizer, seed, copies, _num_codes(self._sources))
+        self._reader = Reader(storages, ops, tokenizer, seed, copies, codes[0] if codes else 0)
 
     @property
     def _num_workers(self) -> int:
@@ -102,9 +104,14 @@ class Loader:
         """Units of an epoch: images, or captions."""
         return self.order.num_units
 
+    @property
+    def token_maker(self) -> str | None:
+        """The digest of the dVAE that made the image tokens, where such are read."""
+        return None if self._made is None else self._made.get("weights")
+
     def state(self, num_samples: int) -> dict[str, Any]:
-        """What a checkpoint keeps: samples seen, and a word for the order that they were seen in."""
-        return {"samples": num_samples, "order": self._word()}
+        """What a checkpoint keeps: samples seen, a word for the order that they were seen in, whose tokens they had."""
+        return {"samples": num_samples, "order": self._word(), "tokens": self.token_maker}
 
     def resume(self, state: Mapping[str, Any]) -> int:
         """Samples seen, of a kept state. Raises FingerprintError where it is of another order."""
@@ -173,7 +180,9 @@ class Loader:
             return self._views[shard]
         view = self._sources[self._owner[shard]].view(self._names[shard])
         self._views[shard] = view
-        while len(self._views) > 1 and sum(held.num_bytes for held in self._views.values()) > HELD_VIEW_BYTES:
+        # Each lane stands in one or two shards: fewer would be read again and again.
+        least = 2 * len(self._lanes)
+        while len(self._views) > least and sum(held.num_bytes for held in self._views.values()) > HELD_VIEW_BYTES:
             self._views.popitem(last=False)
         return view
 
@@ -187,12 +196,25 @@ class Loader:
         return fingerprint(named, self.order.lanes, self._seed, weights, sources)
 
 
-def _num_codes(sources: list[Source]) -> int:
-    """Image tokens of a sample; 0: pictures are read. Raises RecipeError where datasets differ in that."""
-    found = {source.num_codes for source in sources}
-    if len(found) > 1:
-        raise RecipeError("data.datasets: give each dataset a table of tokens of the same grid, or none of them")
-    return found.pop()
+def _made(sources: list[Source], codes: tuple[int, int] | None) -> Mapping[str, Any] | None:
+    """By what the image tokens of all sources were made. Raises RecipeError where they are not what the model reads."""
+    first = sources[0].made
+    if any(source.made != first for source in sources):
+        raise RecipeError("data.datasets: give each dataset tokens of the same dVAE, or none of them any")
+    if codes is None and first is not None:
+        raise RecipeError("data.datasets has tokens, but this model looks at pictures; leave tokens (or model.vae) out")
+    if codes is not None:
+        if first is None:
+            raise RecipeError(
+                "this model reads image tokens: python -m training encode writes them, data.datasets.0.tokens names "
+                "them; or let model.vae make them of the pictures"
+            )
+        if (found := (first["num"], first["kinds"])) != codes:
+            raise RecipeError(
+                f"data.datasets: tables have {found[0]} tokens of {found[1]} kinds, the model reads {codes[0]} of "
+                f"{codes[1]}; set model.grid={math.isqrt(found[0])} and model.codes={found[1]}, or give the right table"
+            )
+    return first
 
 
 def _order(settings: DataSettings, sources: list[Source], seed: int) -> Order:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -79,7 +80,7 @@ class Source:
     def __init__(self, settings: DatasetSettings, unit: Unit) -> None:
         self.unit = unit
         self.dataset = Dataset(settings.path)
-        self.captions, self.tokens = settings.captions, settings.tokens
+        self.captions, self._tokens = settings.captions, settings.tokens
         index = Dataset(settings.index) if settings.index else None
         self._rows = Rows(self.dataset, index)
         url = self.dataset.storage.url
@@ -95,16 +96,17 @@ class Source:
             kept = f"selection {settings.selection} keeps nothing" if self.selection else "nothing is stored"
             raise DatasetError(f"{url}: {kept}; there is nothing to train on")
 
-    @property
-    def num_codes(self) -> int:
-        """Image tokens of a unit; 0: its picture is read."""
-        return read_made(self.dataset.storage, self.tokens, self.shards[0])["num"] if self.tokens else 0
+    @cached_property
+    def made(self) -> Mapping[str, Any] | None:
+        """By what the image tokens of its units were made: `num` of each, `kinds`, …; None: pictures are read."""
+        return read_made(self.dataset.storage, self._tokens, self.shards[0]) if self._tokens else None
 
     def identity(self) -> Mapping[str, Any]:
         """JSON-ready: what of this source the order of training depends on."""
         shards = [[name, int(size)] for name, size in zip(self.shards, self.sizes, strict=True)]
         captions = None if self.selection else list(self.captions)
-        return {"shards": shards, "selection": self.selection and self.selection.summary, "captions": captions}
+        told = {"shards": shards, "selection": self.selection and self.selection.summary, "captions": captions}
+        return told if self.made is None else {**told, "tokens": self.made}
 
     def view(self, shard: str) -> View:
         """The units of a shard. Raises DatasetError where its files do not fit each other."""
@@ -123,7 +125,9 @@ class Source:
                 np.ones(len(kept), np.int64),
             )
         first = np.concatenate([[0], np.cumsum(counts)])
-        codes = read_codes(self.dataset.storage, self.tokens, shard, firsts) if self.tokens else None
+        codes = None
+        if self._tokens and self.made is not None:
+            codes = read_codes(self.dataset.storage, self._tokens, shard, firsts, self.made)
         return View(firsts, offsets[places], sizes[places], first, texts, codes)
 
     def _num_units(self, shard: str) -> int:

@@ -46,7 +46,7 @@ def write_codes(
     """Publish a shard's tokens. codes: (I,) of each image, below 65,536; None: none. made: JSON-ready, by what."""
     held = pa.array([None if one is None else one.numpy().astype(CODE).tobytes() for one in codes], pa.binary())
     table = pa.table({"uid": uids, "codes": held}).replace_schema_metadata({MADE: json.dumps(made, sort_keys=True)})
-    return write_table(storage, codes_table(name, shard), table)
+    return write_table(storage, codes_table(name, shard), table, is_checked=True)
 
 
 def read_made(storage: Storage, name: str, shard: str) -> dict[str, Any]:
@@ -55,15 +55,21 @@ def read_made(storage: Storage, name: str, shard: str) -> dict[str, Any]:
         with storage.open(codes_table(name, shard)) as file:
             found: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {})[MADE])
             return {**found, "num": int(found["num"]), "kinds": int(found["kinds"])}
-    except (KeyError, ValueError, FileNotFoundError, pa.ArrowException) as error:
+    except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise _unreadable(storage, name, shard, error) from None
 
 
-def read_codes(storage: Storage, name: str, shard: str, uids: pa.FixedSizeBinaryArray) -> pa.BinaryArray:
-    """(U,) tokens of each image as bytes, null where there are none. Raises DatasetError where the table is broken."""
-    made = read_made(storage, name, shard)
+def read_codes(
+    storage: Storage, name: str, shard: str, uids: pa.FixedSizeBinaryArray, made: Mapping[str, Any]
+) -> pa.BinaryArray:
+    """(U,) tokens of each image as bytes, null where there are none. made: by what all of them must have been made.
+
+    Raises DatasetError where the table is broken, or another's.
+    """
     try:
-        table = read_table(storage, codes_table(name, shard), ["uid", "codes"])
+        if read_made(storage, name, shard) != made:
+            raise ValueError("it was made otherwise than the first shard's")
+        table = read_table(storage, codes_table(name, shard), ["uid", "codes"], is_checked=True)
         places = pc.index_in(uids, value_set=as_uids(table["uid"]).combine_chunks())
         codes = table["codes"].combine_chunks().take(places)
         kept = codes.drop_null()
@@ -72,7 +78,7 @@ def read_codes(storage: Storage, name: str, shard: str, uids: pa.FixedSizeBinary
         values = np.frombuffer(b"".join(kept.to_pylist()), CODE)
         if len(values) and int(values.max()) >= made["kinds"]:
             raise ValueError(f"a token beyond the {made['kinds']} kinds")
-    except (KeyError, ValueError, pa.ArrowException) as error:
+    except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise _unreadable(storage, name, shard, error) from None
     return codes
 

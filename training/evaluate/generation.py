@@ -54,7 +54,10 @@ class Studio:
     def identity(self) -> Mapping[str, Any]:
         """What made the numbers, JSON-ready."""
         told = {"chooser": self.chooser, "judge": self.judge}
-        return {**self.painter.identity(), **{name: dict(encoder.identity()) for name, encoder in told.items()}}
+        measured = {} if self.inception is None else {"inception": self.inception.identity}
+        return {
+            **self.painter.identity(), **{name: dict(encoder.identity()) for name, encoder in told.items()}, **measured,
+        }  # fmt: skip
 
 
 def studio_of(painter: Painter, settings: EvaluationSettings, device: str, pretrained: str | None = None) -> Studio:

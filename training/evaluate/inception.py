@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infra.torchvision_here import make_importable
+from training.models.encoder import digest_of
 from training.models.tensor_files import read_tensors, refuse_misfits
 
 BATCH = 32
@@ -32,9 +33,10 @@ class Inception:
     """(B, 3, H, W) uint8 → features (B, 2048) and logits (B, 1008), float32 on the CPU. Raises UsageError."""
 
     def __init__(self, path: str, device: str) -> None:
-        found, module = read_tensors(path), network()
+        found, module = dict(read_tensors(path)), network()
         refuse_misfits(found, module.state_dict(), path, "Inception-v3 as FID has it")
-        module.load_state_dict(dict(found))
+        module.load_state_dict(found)
+        self.identity = {"weights": digest_of(found)}
         *body, self._head = module.to(device).children()
         self._body, self._device = nn.Sequential(*body), torch.device(device)
 

@@ -72,7 +72,8 @@ class Dalle(nn.Module):
         if images.is_meta:  # where only shapes are followed
             return torch.zeros(len(images), self.settings.num_codes, dtype=torch.int64)
         assert self._vae, "no tokens in the batch, and no dVAE to make them by"
-        return self._vae[0].to(images.device).encode(images).flatten(1)
+        with torch.autocast(images.device.type, enabled=False):  # in 16 bits some would be others than the table's
+            return self._vae[0].to(images.device).encode(images).flatten(1)
 
     def embed_text(self, text: Tensor) -> Tensor:
         """(B, T) → (B, 1 + T, D): a start, then the text."""
@@ -104,7 +105,8 @@ def _num_valid(valid: Tensor, ranks: Ranks) -> Tensor:
 
 def _mean(states: Tensor, head: nn.Linear, targets: Tensor, valid: Tensor, num: Tensor) -> Tensor:
     """states: (B, n, D), targets: (B, n) → nats per token, ()."""
-    shares = (valid / (num * targets.shape[1])).to(states.dtype)[:, None].expand_as(targets)
+    shares = (valid / (num * targets.shape[1])).to(torch.promote_types(states.dtype, torch.float32))
+    shares = shares[:, None].expand_as(targets)
     return chunked_cross_entropy(
         states.flatten(0, 1), head.weight, head.bias, targets.flatten(), shares.flatten()
     )  # fmt: skip

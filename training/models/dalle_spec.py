@@ -25,9 +25,16 @@ def build(settings: DalleSettings) -> Dalle:
     if (vae := vae_of(settings)) is not None:
         module.look_through(vae)
     if settings.pretrained is not None:
-        from training.checkpoint import checkpoint_of
+        from training.checkpoint import Checkpoint, checkpoint_of
 
-        found = read_tensors(checkpoint_of(settings.pretrained) or settings.pretrained)
+        checkpoint = checkpoint_of(settings.pretrained)
+        if checkpoint is not None:
+            known = Checkpoint.open(checkpoint).facts.model["settings"].get("vocab")
+            if known != [*settings.vocab]:
+                raise UsageError(
+                    f"{settings.pretrained}: learnt with other words; set model.vocab to the file of its own"
+                )
+        found = read_tensors(checkpoint or settings.pretrained)
         refuse_misfits(found, module.state_dict(), settings.pretrained, "this DALL-E")
         module.load_state_dict(dict(found))
     return module

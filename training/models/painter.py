@@ -63,19 +63,26 @@ def load_painter(place: str, device: str = "cpu", dtype: str = "float32", vae: s
     name, _, module = module_of(checkpoint)
     if not isinstance(module, Dalle):
         raise UsageError(f"{place}: holds a {name}, not a dalle")
-    return painter_of(module, device, dtype, vae or Checkpoint.open(checkpoint).facts.model["settings"].get("vae"))
+    facts = Checkpoint.open(checkpoint).facts
+    return painter_of(module, device, dtype, vae or facts.model["settings"].get("vae"), facts.loader.get("tokens"))
 
 
-def painter_of(module: Dalle, device: str, dtype: str = "float32", vae: str | None = None) -> Painter:
-    """The same of a module; vae: of its settings, unless told."""
+def painter_of(
+    module: Dalle, device: str, dtype: str = "float32", vae: str | None = None, tokens: str | None = None
+) -> Painter:
+    """The same of a module; vae: of its settings, unless told. tokens: digest of the dVAE that made those it learnt."""
     settings = module.settings
     vae = vae or settings.vae
     if vae is None:
         raise UsageError("this dalle was trained from a table of tokens; say with vae which dalle.vae made them")
-    maker = load_token_maker(vae, device, dtype)
+    maker = load_token_maker(vae, device)
     if (maker.kinds, maker.grid) != (settings.codes, settings.grid):
         raise UsageError(
             f"{vae}: makes {maker.grid} x {maker.grid} tokens of {maker.kinds} kinds, this dalle draws "
             f"{settings.grid} x {settings.grid} of {settings.codes}; give the dVAE that it was trained with"
+        )
+    if tokens is not None and tokens != maker.identity()["weights"]:
+        raise UsageError(
+            f"{vae}: not the dVAE that made the tokens of this dalle's training; its pictures mean nothing"
         )
     return Painter(DalleSampler(module, device, dtype), maker)

@@ -37,6 +37,9 @@ class _Chunked(torch.autograd.Function):
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if asks else None
         total = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
         size = max(1, CHUNK_NUMBERS // len(weight))
+        # A token counts a millionth, which products in 16 bits would lose: gradients are multiplied by it last.
+        most = shares.abs().max().clamp(min=torch.finfo(shares.dtype).tiny)
+        relative = shares / most
         for at in range(0, len(states), size):
             here = slice(at, at + size)
             logits = F.linear(states[here], weight, bias).to(total.dtype)  # (C, V)
@@ -45,17 +48,22 @@ class _Chunked(torch.autograd.Function):
             if to_states is not None and to_weight is not None and to_bias is not None:
                 slope = log_probs.exp_()
                 slope.scatter_add_(1, targets[here, None], slope.new_full((len(slope), 1), -1.0))
-                slope *= shares[here, None]
+                slope *= relative[here, None]
                 to_bias += slope.sum(0)
                 slope = slope.to(states.dtype)
-                to_states[here] = slope @ weight.to(states.dtype)
+                to_states[here] = (slope @ weight.to(states.dtype)).to(states.dtype)
                 to_weight += (slope.T @ states[here]).to(to_weight.dtype)
         if to_states is not None and to_weight is not None and to_bias is not None:
-            ctx.save_for_backward(to_states, to_weight.to(weight.dtype), to_bias.to(bias.dtype))
+            ctx.save_for_backward(to_states, to_weight, to_bias, most)
+            ctx.dtypes = weight.dtype, bias.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = slopes
-        to_states, to_weight, to_bias = ctx.saved_tensors
-        return to_states * slope.to(to_states.dtype), to_weight * slope, to_bias * slope, None, None, None
+        to_states, to_weight, to_bias, most = ctx.saved_tensors
+        slope = slopes[0] * most
+        of_weight, of_bias = ctx.dtypes
+        return (
+            (to_states * slope).to(to_states.dtype), (to_weight * slope).to(of_weight), (to_bias * slope).to(of_bias),
+            None, None, None,
+        )  # fmt: skip

@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from infra.page import words
-from training.report.kinds import EVALUATION, is_lower_better, kind_of
+from training.metric_names import is_lower_better
+from training.report.kinds import EVALUATION, kind_of
 from training.report.runs import Run
 
 Figure = tuple[str, str]  # a value, and a smaller remark

@@ -13,7 +13,6 @@ SECTIONS = {  # title → what the reader should know
     SPEED: "How fast samples went by, and what they waited for.",
     OTHER: "",
 }
-_LOWER_IS_BETTER = ("loss", "rank", "error", "perplexity", "frechet", "kernel", "fid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,6 @@ def kind_of(name: str) -> Kind:
     if slash:
         return Kind(name, EVALUATION, is_noisy=False, may_log=False)
     return Kind(name, OTHER)
-
-
-def is_lower_better(metric: str) -> bool:
-    """Is the least the best? Of losses, ranks and errors; of all others, the most."""
-    words = re.split(r"[^a-z]+", metric.rpartition("/")[2].lower())  # whole ones: what is reranked is no rank
-    return any(word in words for word in _LOWER_IS_BETTER)
 
 
 def as_counted(name: str) -> list[tuple[int, str]]:

@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from infra.errors import UsageError
 from infra.page import publish_page, templates_of
+from training.metric_names import is_lower_better
 from training.report import axes
 from training.report.curves import Line, chart, colour_of
 from training.report.headline import best, differences, headline, state
-from training.report.kinds import EVALUATION, KINDS, LOSS, SECTIONS, as_counted, is_lower_better, kind_of
+from training.report.kinds import EVALUATION, KINDS, LOSS, SECTIONS, as_counted, kind_of
 from training.report.runs import Run, read_runs
 from training.report.thinned import thinned
 

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from infra.errors import DatasetError, RecipeError
+from infra.errors import DatasetError, FingerprintError, RecipeError
 from tests.training.shards import make_shards, uid_of
 from training.byte_pairs import learn_merges
 from training.data.loader import DataSettings, Loader
@@ -28,18 +30,18 @@ def codes_of(number):
     return torch.tensor([number, 2 * number, 7, 599])
 
 
-def made_dataset(folder, name="vae", num=4, missing=()):
+def made_dataset(folder, name="vae", num=4, missing=(), by=("one", "one")):
     dataset = make_shards(folder, [9, 4])
-    for shard, numbers in (("00000", range(9)), ("00001", range(9, 13))):
+    for shard, numbers, weights in (("00000", range(9), by[0]), ("00001", range(9, 13), by[1])):
         uids = pa.array([uid_of(number) for number in reversed(numbers)], pa.binary(16))  # in another order
         codes = [None if number in missing else codes_of(number) for number in reversed(numbers)]
-        write_codes(dataset.storage, name, shard, uids, codes, {"num": num, "kinds": 600})
+        write_codes(dataset.storage, name, shard, uids, codes, {"num": num, "kinds": 600, "weights": weights})
     return dataset
 
 
-def batches(folder, tokens="vae", start=0, workers=0, ranks=Ranks(), **more):
+def batches(folder, tokens="vae", start=0, workers=0, ranks=Ranks(), codes=(4, 600), **more):
     data = {"datasets": [{"path": str(folder), "tokens": tokens}], "batch": 6, "lanes": 6, "workers": workers, **more}
-    loader = Loader(DataSettings.parse(data, "data"), OPS, TOKENIZER, 3, ranks=ranks)
+    loader = Loader(DataSettings.parse(data, "data"), OPS, TOKENIZER, 3, ranks=ranks, codes=codes)
     made = loader.batches(start)
     found = [*islice(made, 5)]
     made.close()
@@ -112,7 +114,54 @@ def test_broken_tables_are_told_with_their_place_and_the_mend(tmp_path):
     assert read_made(dataset.storage, "vae", "00001")["kinds"] == 600
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_flipped_bytes_are_told_or_change_nothing(tmp_path_factory, data):
+    """Wrong tokens look like any others: pages have checksums."""
+    folder = tmp_path_factory.mktemp("flipped")
+    made_dataset(folder)
+    good = [batch["codes"] for batch in batches(folder)[0]]
+    path = folder / "tokens/vae/00000.parquet"
+    held = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        held[data.draw(st.integers(0, len(held) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(held)
+    try:
+        found = [batch["codes"] for batch in batches(folder)[0]]
+    except (DatasetError, RecipeError):
+        return
+    assert all(torch.equal(one, other) for one, other in zip(found, good, strict=True))
+
+
+def test_tokens_of_another_kind_than_the_models_are_refused_before_the_first_step(tmp_path):
+    made_dataset(tmp_path)
+    for codes, said in (
+        ((16, 600), "4 tokens of 600 kinds, the model reads 16 of 600; set model.grid=2 and model.codes=600"),
+        ((4, 64), "the model reads 4 of 64"),
+        (None, "this model looks at pictures"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            batches(tmp_path, codes=codes)
+    with pytest.raises(RecipeError, match="this model reads image tokens: python -m training encode"):
+        batches(tmp_path, tokens=None)
+
+
+def test_whose_tokens_they_are_is_remembered(tmp_path):
+    made_dataset(tmp_path / "data")
+    _, loader = batches(tmp_path / "data")
+    assert loader.state(6)["tokens"] == "one"
+    made_dataset(tmp_path / "mixed", by=("one", "two"))
+    with pytest.raises(DatasetError, match=r"0000[01]\.parquet: .*otherwise than the first shard's"):
+        batches(tmp_path / "mixed")
+    made_dataset(tmp_path / "other", by=("two", "two"))
+    _, other = batches(tmp_path / "other")
+    with pytest.raises(FingerprintError, match="other data"):
+        other.resume(loader.state(6))
+    with pytest.raises(RecipeError, match="same dVAE"):
+        batches(tmp_path, datasets=[{"path": str(tmp_path / name), "tokens": "vae"} for name in ("data", "other")])
+
+
 def test_datasets_with_and_without_tokens_cannot_be_mixed(tmp_path):
     made_dataset(tmp_path)
-    with pytest.raises(RecipeError, match="tokens of the same grid, or none"):
+    with pytest.raises(RecipeError, match="tokens of the same dVAE, or none"):
         batches(tmp_path, datasets=[{"path": str(tmp_path), "tokens": "vae"}, {"path": str(tmp_path)}])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import RecipeError, UsageError
+from tests.training.models.blips import checkpoint_of
 from tests.training.runs import ROOT
 from training.models.dalle import Dalle
 from training.models.dalle_captions import DalleTokenizer
@@ -121,6 +122,16 @@ def test_prompts_that_cannot_be_drawn_are_refused_with_a_word():
         tokenizer.asked("  ")
     with pytest.raises(UsageError, match="of which the model reads 24: say it shorter"):
         tokenizer.asked("a red boat under a tree " * 20)
+
+
+def test_weights_that_learnt_other_words_are_refused(tmp_path):
+    """As many words, so every shape fits; only they mean something else."""
+    merges = list(TINY.vocab)
+    other = DalleSettings.parse({**SPEC.tiny, "vocab": [*merges[:-2], merges[-1], merges[-2]]}, "other")
+    place = checkpoint_of(Dalle(other), tmp_path, "dalle")
+    assert SPEC.build(other.model_copy(update={"pretrained": place}))
+    with pytest.raises(UsageError, match="learnt with other words"):
+        SPEC.build(DalleSettings.parse({**SPEC.tiny, "pretrained": place}, "tiny"))
 
 
 @pytest.mark.parametrize("wrong", [{"kernel": 4}, {"stack": "13b"}, {"vocab": "none.bpe"}, {"stack": {
