@@ -18,25 +18,25 @@ class GridCache:
     """Of N x W streams, those of a text together. text keys, values: (N, H, T, d)."""
 
     def __init__(self, mask: GridMask, keys: Tensor, values: Tensor, num_candidates: int) -> None:
-        self.num_read = 0
         self._mask, self._num = mask, num_candidates
         self._text_keys, self._text_values = keys.transpose(2, 3).contiguous(), values  # (N, H, d, T), (N, H, T, d)
         self._seen = _seen(mask, keys.device)  # (I, S)
-        num_sets = mask.side if mask.kind == "column" else 1
+        num_places = mask.side**2 if mask.kind == "column" else self._seen.shape[1]
         num_texts, heads, _, size = keys.shape
-        shape = (2, num_sets, num_texts * num_candidates, heads, self._seen.shape[1], size)
-        self._image = keys.new_zeros(shape)  # the same place for the whole of the sampling: shapes never change
+        shape = (2, num_texts * num_candidates, heads, num_places, size)
+        self._image = keys.new_zeros(shape)  # the same memory for the whole of the sampling: shapes never change
 
     @property
     def num_numbers(self) -> int:
         """Numbers held, for whoever asks what memory it takes."""
         return self._text_keys.numel() + self._text_values.numel() + self._image.numel()
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Of each stream's next image token: (N * W, H, d) each → (N * W, H, d). It sees itself."""
-        held, place, is_seen = self._slot()
-        held[0, :, :, place], held[1, :, :, place] = keys, values
-        self.num_read += 1
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, at: Tensor) -> Tensor:
+        """Of each stream's image token at (1,): (N * W, H, d) each → (N * W, H, d). It sees itself.
+
+        Tokens come in order. Only tensors are asked, so that a CUDA graph of it serves every place.
+        """
+        held, is_seen = self._with(keys, values, at)
         num_texts, _, size, num_text = self._text_keys.shape
         queries = queries * size**-0.5
         # Candidates of a text are the rows of one product with its keys.
@@ -50,13 +50,18 @@ class GridCache:
         to_text = to_text.unflatten(0, (num_texts, self._num)).transpose(1, 2)  # (N, H, W, T)
         return found + (to_text @ self._text_values).transpose(1, 2).flatten(0, 1)
 
-    def _slot(self) -> tuple[Tensor, int, Tensor]:
-        """Where the next token's keys and values go, (2, N * W, H, S, d) and a place; which places it sees, (S,)."""
-        at = self.num_read
-        if self._mask.kind == "column":
-            row, column = divmod(at, self._mask.side)
-            return self._image[:, column], row, self._seen[at]
-        return self._image[:, 0], at % self._seen.shape[1], self._seen[at]
+    def _with(self, keys: Tensor, values: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """What is held, the token's own among it, (2, N * W, H, S, d), and which of it the token sees, (1, S)."""
+        side, num = self._mask.side, self._seen.shape[1]
+        is_column = self._mask.kind == "column"
+        place = at % side * side + at // side if is_column else at % num  # columns lie one behind the other
+        own = torch.stack([keys, values]).unsqueeze(3)
+        if torch.is_grad_enabled():  # a gradient wants what was held before, too
+            self._image = self._image.index_copy(3, place, own)
+        held = self._image if torch.is_grad_enabled() else self._image.index_copy_(3, place, own)
+        if is_column:
+            held = held.unflatten(3, (side, side)).index_select(3, at % side).squeeze(3)
+        return held, self._seen.index_select(0, at)
 
 
 @cache

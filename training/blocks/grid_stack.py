@@ -49,10 +49,10 @@ class GridStack(nn.Module):
         found: Tensor = self.norm(text[:, -1])
         return found, caches
 
-    def read(self, x: Tensor, caches: Sequence[GridCache]) -> Tensor:
-        """The next image token of each stream: (N * W, D) → (N * W, D). Streams of a text stand together."""
+    def read(self, x: Tensor, at: Tensor, caches: Sequence[GridCache]) -> Tensor:
+        """Image token `at`, (1,), of each stream: (N * W, D) → (N * W, D). Streams of a text stand together."""
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer.read(x, cache)  # type: ignore[operator]
+            x = layer.read(x, at, cache)  # type: ignore[operator]
         found: Tensor = self.norm(x)
         return found
 
@@ -76,10 +76,11 @@ class _Layer(nn.Module):
         found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return self._after(text, found.transpose(1, 2).flatten(2)), (keys, values)
 
-    def read(self, x: Tensor, cache: GridCache) -> Tensor:
+    def read(self, x: Tensor, at: Tensor, cache: GridCache) -> Tensor:
         """(N * W, D) → (N * W, D)."""
         parts = self.qkv(self.attention_norm(x)).unflatten(1, (3, self.heads, -1))  # (N * W, 3, H, d)
-        return self._after(x, cache.attend(*parts.unbind(1)).flatten(1))
+        queries, keys, values = parts.unbind(1)
+        return self._after(x, cache.attend(queries, keys, values, at).flatten(1))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, L, d) each."""

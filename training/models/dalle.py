@@ -80,9 +80,10 @@ class Dalle(nn.Module):
         start = self.start.expand(len(text), 1, -1)
         return torch.cat([start, self.text_tokens(text) + self.text_places.weight], 1)
 
-    def embed_codes(self, codes: Tensor, first: int = 0) -> Tensor:
-        """(B, n) of the places from `first` on → (B, n, D)."""
-        places = torch.arange(first, first + codes.shape[1], device=codes.device)
+    def embed_codes(self, codes: Tensor, places: Tensor | None = None) -> Tensor:
+        """(B, n) of places (n,), or of the first n → (B, n, D)."""
+        if places is None:
+            places = torch.arange(codes.shape[1], device=codes.device)
         side = self.settings.grid
         return self.codes(codes) + self.rows(places // side) + self.columns(places % side)
 
@@ -92,9 +93,9 @@ class Dalle(nn.Module):
         logits: Tensor = self.code_head(states)
         return logits, caches
 
-    def read(self, codes: Tensor, place: int, caches: Sequence[GridCache]) -> Tensor:
-        """Image token `place` of each stream, (N * W,) → (N * W, codes) logits of the next."""
-        logits: Tensor = self.code_head(self.stack.read(self.embed_codes(codes[:, None], place)[:, 0], caches))
+    def read(self, codes: Tensor, at: Tensor, caches: Sequence[GridCache]) -> Tensor:
+        """Image token `at`, (1,), of each stream, (N * W,) → (N * W, codes) logits of the next."""
+        logits: Tensor = self.code_head(self.stack.read(self.embed_codes(codes[:, None], at)[:, 0], at, caches))
         return logits
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from infra.errors import UsageError
 from training.blocks.packed import packed
+from training.blocks.replayed import Replayed
 from training.models.dalle import Dalle
 from training.models.encoder import DTYPES, digest_of
 from training.next_token import draw, probabilities, uniform_numbers
@@ -74,6 +76,11 @@ class DalleSampler:
         logits = logits.repeat_interleave(width, 0)  # (N * W, V), N twice: with and without the text
         numbers = numbers.flatten(0, 1).to(self._device)
         found = torch.empty(numbers.shape, dtype=torch.int64, device=self._device)
+        places = torch.arange(num, device=self._device)
+        read: Callable[[Tensor, Tensor], Tensor] = partial(self._module.read, caches=caches)
+        if self._device.type == "cuda":
+            # What is read while it is recorded is written over when the first token is.
+            read = Replayed(read, torch.zeros(len(logits), dtype=torch.int64, device=self._device), places[:1])
         for place in range(num):
             if place < len(given):
                 found[:, place] = given[place]
@@ -83,7 +90,7 @@ class DalleSampler:
                 )
                 found[:, place] = draw(shares, numbers[:, place])
             if place + 1 < num:
-                logits = self._module.read(found[:, place].repeat(len(texts) // num_texts), place, caches)
+                logits = read(found[:, place].repeat(len(texts) // num_texts), places[place : place + 1])
         return found.unflatten(0, (num_texts, width)).cpu()
 
 

@@ -32,8 +32,23 @@ def test_one_token_at_a_time_gives_the_states_of_the_whole(kinds, text, side, nu
     last, caches = stack.begin(texts, num_candidates)
     torch.testing.assert_close(last.repeat_interleave(num_candidates, 0), whole[:, text - 1], atol=1e-12, rtol=0)
     for at in range(side**2):
-        found = stack.read(images[:, at], caches)
+        found = stack.read(images[:, at], torch.tensor([at]), caches)
         torch.testing.assert_close(found, whole[:, text + at], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_token_at_a_time_gives_the_gradients_of_the_whole(kind):
+    stack = stack_of([kind, "row"], 3, 4)
+    texts, images = (torch.randn(*shape, 12, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (4, 16)))
+    slope = torch.randn(4, 17, 12, dtype=torch.float64)
+    whole = stack(torch.cat([texts.repeat_interleave(2, 0), images], 1))[:, 2:]
+    last, caches = stack.begin(texts, 2)
+    steps = [stack.read(images[:, at], torch.tensor([at]), caches) for at in range(16)]
+    parts = torch.stack([last.repeat_interleave(2, 0), *steps], 1)
+    inputs = [texts, images, *stack.parameters()]
+    wanted, found = (torch.autograd.grad((each * slope).sum(), inputs) for each in (whole, parts))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 
 
 def test_a_cache_holds_a_row_or_the_kernels_reach_or_all_columns_and_each_text_once():
@@ -70,6 +85,6 @@ def test_who_draws_first_can_train_afterwards():
     stack(x).sum().backward()
     with torch.inference_mode():
         _, caches = stack.begin(x[:, :3], 1)
-        stack.read(x[:, 3], caches)
+        stack.read(x[:, 3], torch.tensor([0]), caches)
     _, caches = stack.begin(x[:, :3], 1)
-    stack.read(x[:, 3], caches).sum().backward()
+    stack.read(x[:, 3], torch.tensor([0]), caches).sum().backward()

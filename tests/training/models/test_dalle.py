@@ -91,7 +91,7 @@ def test_token_by_token_it_gives_the_logits_of_the_whole_stream():
     logits, caches = module.begin(batch["text"], 1)
     for place in range(16):
         torch.testing.assert_close(logits, wanted[:, place], atol=1e-10, rtol=0)
-        logits = module.read(batch["codes"][:, place], place, caches)
+        logits = module.read(batch["codes"][:, place], torch.tensor([place]), caches)
 
 
 def test_a_text_is_its_words_and_then_a_pad_of_each_place():

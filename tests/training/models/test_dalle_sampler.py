@@ -88,3 +88,15 @@ def test_given_rows_stay_and_the_rest_goes_on_from_them(module):
 def test_a_prompt_that_cannot_be_read_is_refused(module):
     with pytest.raises(UsageError, match="empty prompt"):
         drawn(module, prompt="")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_on_a_gpu_a_recorded_step_draws_as_one_that_is_not(module, monkeypatch):
+    import training.models.dalle_sampler as sampler
+
+    (recorded,) = DalleSampler(module, "cuda").candidates([PROMPT], SampleSettings(num_candidates=6))
+    monkeypatch.setattr(sampler, "Replayed", lambda function, *examples: function)
+    (plain,) = DalleSampler(module, "cuda").candidates([PROMPT], SampleSettings(num_candidates=6))
+    assert torch.equal(recorded, plain)
+    assert (recorded == drawn(module)).float().mean() > 0.9  # a draw on a boundary may fall to the other side
