@@ -51,7 +51,7 @@ TAUGHT, TRIED = 60_000, 2_000  # scenes that the classifier learns from, and tho
 EPOCHS, BATCH, RATE = 6, 128, 2e-3
 SHOWN = 12  # captions of the sheet
 
-# Shapes: B pictures of 3 x 64 x 64; P captions, N candidates
+# Shapes: B pictures of 3 x side x side; P captions, N candidates
 
 
 def one_thing(split: str, number: int) -> tuple[Scene, str]:
@@ -92,16 +92,16 @@ def given_back(maker: TokenMaker, images: Tensor) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """(B, 3, 64, 64) uint8 → logits of each kind of fact."""
+    """(B, 3, side, side) uint8 → logits of each kind of fact."""
 
-    def __init__(self) -> None:
+    def __init__(self, side: int) -> None:
         super().__init__()
         widths = (3, 32, 64, 128, 256)
         self.body = nn.Sequential(*(
             layer for before, width in pairwise(widths)
             for layer in (nn.Conv2d(before, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
         ))  # fmt: skip
-        self.heads = nn.ModuleList(nn.Linear(256 * 16, len(kinds)) for kinds in KINDS.values())
+        self.heads = nn.ModuleList(nn.Linear(widths[-1] * (side // 16) ** 2, len(kinds)) for kinds in KINDS.values())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         states = self.body(images / 127.5 - 1).flatten(1)
@@ -111,7 +111,7 @@ class Classifier(nn.Module):
 def taught(images: Tensor, back: Tensor, facts: Tensor) -> Classifier:
     """A classifier of pictures as drawn and as given back."""
     torch.manual_seed(0)
-    model, num = Classifier().to(memory_format=torch.channels_last), len(images)
+    model, num = Classifier(images.shape[-1]).to(memory_format=torch.channels_last), len(images)
     optim = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = EPOCHS * (num // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optim, RATE, total_steps=steps)

@@ -31,7 +31,7 @@ class CodeEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.blocks(pixels)
+        logits: Tensor = self.blocks(pixels.contiguous(memory_format=torch.channels_last))  # convolutions' fastest
         return logits
 
 
@@ -50,7 +50,7 @@ class CodeDecoder(nn.Module):
         )
 
     def forward(self, codes: Tensor) -> Tensor:
-        pixels: Tensor = self.blocks(codes)
+        pixels: Tensor = self.blocks(codes.contiguous(memory_format=torch.channels_last))
         return pixels
 
 
