@@ -21,6 +21,7 @@ from filters.select import select
 from infra.dataset import Dataset
 from infra.errors import RecipeError
 from infra.jobs import Executor, RunOptions, StepResult
+from infra.metric_names import in_percent
 from infra.miniweb import MiniwebConfig, running
 from infra.progress import Progress
 from infra.recipe import Config, apply_settings, load_yaml
@@ -37,7 +38,6 @@ from pipeline.reshard.config import ReshardConfig
 from pipeline.reshard.run import reshard
 from pipeline.reshard.run import summary as reshard_summary
 from pipeline.train import EncodePart, TrainPart, encode, train
-from training.metric_names import in_percent
 
 LOOPBACK = ("127.0.0.0/8",)
 C = TypeVar("C", bound=Config)

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from infra.errors import PairmillError
 from infra.log import get_logger
+from infra.metric_names import is_lower_better
 from infra.recipe import Config
 from infra.storage import Storage
-from training.metric_names import is_lower_better
 from training.ranks import Ranks
 
 FACTS = "checkpoint.json"

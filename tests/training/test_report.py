@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
 from infra.errors import UsageError
+from infra.metric_names import is_lower_better
 from infra.page.words import plain
 from tests.servers.browser import browser  # noqa: F401 - a fixture
-from training.metric_names import is_lower_better
 from training.report import axes, write_page
 from training.report.curves import HEIGHT, WIDTH
 from training.report.headline import best, headline, state

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from infra.metric_names import is_lower_better
 from infra.page import words
-from training.metric_names import is_lower_better
 from training.report.kinds import EVALUATION, kind_of
 from training.report.runs import Run
 

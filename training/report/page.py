@@ -14,8 +14,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from infra.errors import UsageError
+from infra.metric_names import is_lower_better
 from infra.page import publish_page, templates_of
-from training.metric_names import is_lower_better
 from training.report import axes
 from training.report.curves import Line, chart, colour_of
 from training.report.headline import best, differences, headline, state
