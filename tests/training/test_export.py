@@ -47,6 +47,9 @@ class Untrained:
     def read(self, name):
         return {"weight": self._weights[name]}
 
+    def own(self):
+        return {}
+
     def counters(self):
         return {}
 
