@@ -29,7 +29,8 @@ from pipeline.reshard.run import reshard
 from tests.filters.small_datasets import verdicts
 from tests.filters.stored_shards import Sample, picture, store
 from tests.servers.commands import CHECKOUT, published
-from tests.training.models.blips import CLIP, SIZES, blip, checkpoint_of
+from tests.training.models.blips import CLIP, SIZES, blip
+from tests.training.untrained import checkpoint_of
 from training.data.source import DatasetSettings, Source
 from training.models.blip_encoder import BlipEncoder
 from training.models.captioner import Captioner

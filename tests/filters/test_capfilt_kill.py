@@ -27,7 +27,8 @@ from tests.filters.stored_shards import Sample, picture, store
 from tests.servers.commands import assert_same, published, run, start
 from tests.servers.ray_nodes import kill_tree
 from tests.servers.stopping import stops_at, stops_before
-from tests.training.models.blips import CLIP, SIZES, blip, checkpoint_of
+from tests.training.models.blips import CLIP, SIZES, blip
+from tests.training.untrained import checkpoint_of
 from training.models.clip import ClipSettings
 from training.models.clip_spec import build
 

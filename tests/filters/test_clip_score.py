@@ -25,17 +25,15 @@ from infra.errors import FingerprintError, UsageError
 from infra.executors import LocalExecutor, RayExecutor
 from infra.jobs import Resources, RunOptions
 from infra.rows import Rows
-from infra.storage import Storage
 from infra.tables import read_table
 from tests.filters.small_datasets import caption_scores, make_dataset
 from tests.filters.stored_shards import Sample, picture, store
 from tests.servers.commands import CHECKOUT, published
-from training.checkpoint import CHECKPOINTS, Facts
+from tests.training.untrained import checkpoint_of
+from training.checkpoint import CHECKPOINTS
 from training.models.clip import Clip, ClipSettings
 from training.models.load import load_encoder
 from training.preprocess import Ops, UnreadableImage
-from training.ranks import Ranks
-from training.saver import Saver
 
 # Shapes: E embedding
 
@@ -244,7 +242,7 @@ def test_a_table_with_embeddings_can_be_selected_from_and_explained(dataset, fil
 
 def test_a_run_that_was_trained_here_is_scored_with_by_its_folder(dataset, files, tmp_path) -> None:
     """Its newest checkpoint; a newer one makes other scores, which are refused under the old name."""
-    save(tmp_path / "run", clip(0), 3)
+    checkpoint_of(clip(0), f"{tmp_path}/run/{CHECKPOINTS}", "clip", 3)
     run(dataset, files)
     before = dataset.storage.stamps()
     run(dataset, files, model=tmp_path / "run", pretrained=None, name="trained")
@@ -254,35 +252,9 @@ def test_a_run_that_was_trained_here_is_scored_with_by_its_folder(dataset, files
     # The same weights, wherever they lie, are the same scorer.
     run(dataset, files, model=f"{tmp_path}/run/{CHECKPOINTS}/step-0000000003", pretrained=None)
     assert {name: stamp for name, stamp in dataset.storage.stamps().items() if name in before} == before
-    save(tmp_path / "run", clip(1), 4)
+    checkpoint_of(clip(1), f"{tmp_path}/run/{CHECKPOINTS}", "clip", 4)
     with pytest.raises(FingerprintError, match="weights"):
         run(dataset, files, model=tmp_path / "run", pretrained=None, name="trained")
-
-
-class Untrained:
-    """A model as the saver reads it."""
-
-    ranks, device = Ranks(), torch.device("cpu")
-
-    def __init__(self, module: Clip) -> None:
-        self._states = module.state_dict()
-
-    def sizes(self) -> dict[str, int]:
-        return {name: tensor.numel() for name, tensor in self._states.items()}
-
-    def read(self, name: str) -> dict[str, torch.Tensor]:
-        return {"weight": self._states[name]}
-
-    def counters(self) -> dict[str, Any]:
-        return {}
-
-
-def save(folder: Path, module: Clip, step: int) -> None:
-    """A checkpoint as a run writes it."""
-    saver = Saver(Storage(f"{folder}/{CHECKPOINTS}"), Ranks())
-    settings = module.settings.model_dump(mode="json")
-    saver.save(Untrained(module), Facts(step=step, model={"name": "clip", "settings": settings}))
-    saver.wait()
 
 
 @pytest.mark.parametrize(

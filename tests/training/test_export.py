@@ -9,15 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from infra.errors import UsageError
-from infra.storage import Storage
 from infra.torchvision_here import make_importable
-from training.checkpoint import Checkpoint, Facts
+from tests.training.untrained import checkpoint_of
+from training.checkpoint import Checkpoint
 from training.export import export
 from training.models.clip import Clip, ClipSettings
 from training.models.clip_spec import build
 from training.models.load import load_encoder
-from training.ranks import Ranks
-from training.saver import Saver
 
 make_importable()
 
@@ -31,36 +29,6 @@ VIT = {
 OWN_TEXT = {**VIT, "custom_text": True}
 RESNET = {"embed_dim": 16, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}, "text_cfg": TEXT}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
-
-
-class Untrained:
-    """A module that a checkpoint is made of, as far as an export reads it: no moments."""
-
-    ranks, device = Ranks(), torch.device("cpu")
-
-    def __init__(self, module):
-        self._weights = module.state_dict()
-
-    def sizes(self):
-        return {name: tensor.numel() for name, tensor in self._weights.items()}
-
-    def read(self, name):
-        return {"weight": self._weights[name]}
-
-    def own(self):
-        return {}
-
-    def counters(self):
-        return {}
-
-
-def checkpoint_of(module, folder, name="clip"):
-    """A checkpoint as a run writes it; its url."""
-    saver = Saver(Storage(folder), Ranks())
-    settings = module.settings.model_dump(mode="json")
-    saver.save(Untrained(module), Facts(step=3, model={"name": name, "settings": settings}))
-    saver.wait()
-    return f"{folder}/step-0000000003"
 
 
 def trained(arch, **settings):
@@ -93,7 +61,7 @@ def test_open_clip_loads_our_folder_and_gives_our_features(way, arch, settings, 
     import open_clip
 
     module = trained(arch, **settings)
-    export(checkpoint_of(module, tmp_path / "run"), "open_clip", str(tmp_path / "out"))
+    export(checkpoint_of(module, tmp_path / "run", "clip"), "open_clip", str(tmp_path / "out"))
     if way == "local-dir":
         theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
     else:
@@ -114,7 +82,7 @@ def test_open_clip_does_to_an_image_what_we_do(tmp_path):
     import open_clip
 
     module = trained({"model_cfg": VIT, "preprocess_cfg": HALF})
-    export(checkpoint_of(module, tmp_path / "run"), "open_clip", str(tmp_path / "out"))
+    export(checkpoint_of(module, tmp_path / "run", "clip"), "open_clip", str(tmp_path / "out"))
     *_, evaluation = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     resize, *_, normalize = evaluation.transforms
     assert tuple(resize.size) == (32, 32)
@@ -125,7 +93,7 @@ def test_transformers_loads_our_folder_and_gives_our_features(tmp_path):
     from transformers import CLIPModel
 
     module = trained(VIT)
-    export(checkpoint_of(module, tmp_path / "run"), "transformers", str(tmp_path / "out"))
+    export(checkpoint_of(module, tmp_path / "run", "clip"), "transformers", str(tmp_path / "out"))
     theirs, report = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     images, tokens = inputs()
@@ -142,7 +110,7 @@ def test_transformers_loads_our_folder_and_gives_our_features(tmp_path):
     ("arch", "settings", "said"), [(RESNET, {}, "no ResNet"), (VIT, {"loss": "sigmoid"}, "no bias")]
 )
 def test_what_transformers_cannot_say_is_refused_and_nothing_is_written(arch, settings, said, tmp_path):
-    url = checkpoint_of(trained(arch, **settings), tmp_path / "run")
+    url = checkpoint_of(trained(arch, **settings), tmp_path / "run", "clip")
     with pytest.raises(UsageError, match=said):
         export(url, "transformers", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -150,7 +118,7 @@ def test_what_transformers_cannot_say_is_refused_and_nothing_is_written(arch, se
 
 def test_one_file_holds_every_tensor_by_our_names(tmp_path):
     module = trained(RESNET)
-    (file,) = export(checkpoint_of(module, tmp_path / "run"), "safetensors", str(tmp_path / "all.safetensors"))
+    (file,) = export(checkpoint_of(module, tmp_path / "run", "clip"), "safetensors", str(tmp_path / "all.safetensors"))
     held, weights = load_file(file), module.state_dict()
     assert held.keys() == weights.keys()
     assert all(torch.equal(held[name], weights[name]) for name in weights)
@@ -158,7 +126,7 @@ def test_one_file_holds_every_tensor_by_our_names(tmp_path):
 
 @pytest.mark.parametrize("to", ["open_clip", "transformers"])
 def test_another_model_is_refused(to, tmp_path):
-    url = checkpoint_of(trained(VIT), tmp_path / "run", name="dalle")
+    url = checkpoint_of(trained(VIT), tmp_path / "run", "dalle")
     with pytest.raises(UsageError, match="holds a dalle, not a clip"):
         export(url, to, str(tmp_path / "out"))
 
@@ -170,7 +138,7 @@ def test_an_unknown_layout_is_told(tmp_path):
 
 @pytest.mark.parametrize("to", ["open_clip", "transformers"])
 def test_an_export_is_the_checkpoint_to_an_encoder(to, tmp_path):
-    url = checkpoint_of(trained(VIT), tmp_path / "run")
+    url = checkpoint_of(trained(VIT), tmp_path / "run", "clip")
     export(url, to, str(tmp_path / "out"))
     (tmp_path / "arch.json").write_text(json.dumps(VIT))
     exported = load_encoder(str(tmp_path / "arch.json"), str(tmp_path / "out"))
@@ -181,7 +149,7 @@ def test_an_export_is_the_checkpoint_to_an_encoder(to, tmp_path):
 def test_a_checkpoint_brings_its_own_weights_whatever_it_started_from(tmp_path):
     module = trained(VIT)
     module.settings = ClipSettings(arch=VIT, pretrained="gone.safetensors")
-    url = checkpoint_of(module, tmp_path / "run")
+    url = checkpoint_of(module, tmp_path / "run", "clip")
     assert load_encoder(url).scale == pytest.approx(float(torch.tensor(3.0).exp()))
     with pytest.raises(UsageError, match="leave pretrained out"):
         load_encoder(url, "other.safetensors")
@@ -189,7 +157,7 @@ def test_a_checkpoint_brings_its_own_weights_whatever_it_started_from(tmp_path):
 
 def test_a_new_model_starts_from_a_checkpoint(tmp_path):
     module = trained(VIT)
-    url = checkpoint_of(module, tmp_path / "run")
+    url = checkpoint_of(module, tmp_path / "run", "clip")
     again = build(ClipSettings(arch=VIT, pretrained=url))
     weights = Checkpoint.open(url).weights()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())

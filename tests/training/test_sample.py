@@ -15,9 +15,9 @@ from infra.dataset import Dataset
 from infra.executors import LocalExecutor
 from infra.rows import Rows
 from infra.tables import read_table
-from tests.training.models.blips import checkpoint_of
 from tests.training.models.dalles import VAE, all_at
 from tests.training.shards import picture
+from tests.training.untrained import checkpoint_of
 from training.__main__ import main
 from training.evaluate.rerank import encoded, fits, ranked
 from training.models import MODELS

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from infra.storage import Storage
-from training.checkpoint import Facts
 from training.models import MODELS
 from training.models.blip import Blip
 from training.ranks import Ranks
-from training.saver import Saver
 from training.spec import Batch, Context
 
 ENTRIES = ("blip", "blip.caption", "blip.retrieval")
@@ -93,33 +89,3 @@ def published_config(module: Blip, **text: Any) -> dict[str, Any]:
     config = transformers_config(module.settings, len(module.tokenizer), ids)
     config["text_config"] |= text
     return config
-
-
-class _Untrained:
-    """A module that a checkpoint is made of: no moments."""
-
-    ranks, device = Ranks(), torch.device("cpu")
-
-    def __init__(self, module: Blip) -> None:
-        self._weights = module.state_dict()
-
-    def sizes(self) -> dict[str, int]:
-        return {name: tensor.numel() for name, tensor in self._weights.items()}
-
-    def read(self, name: str) -> dict[str, Tensor]:
-        return {"weight": self._weights[name]}
-
-    def counters(self) -> dict[str, Any]:
-        return {}
-
-    def own(self) -> dict[str, Tensor]:
-        return {}
-
-
-def checkpoint_of(module: Blip, folder: Path, entry: str) -> str:
-    """A checkpoint as a run writes it; its url."""
-    saver = Saver(Storage(folder), Ranks())
-    told = {"name": entry, "settings": module.settings.model_dump(mode="json")}
-    saver.save(_Untrained(module), Facts(step=3, model=told))  # type: ignore[arg-type]
-    saver.wait()
-    return f"{folder}/step-0000000003"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tests.training import runs
-from tests.training.models.blips import checkpoint_of
+from tests.training.untrained import checkpoint_of
 from training.models import MODELS
 
 VAE = {"image_size": 16, "vocab": 40, "hidden": 8, "first": 8, "groups": 3, "blocks": 1}

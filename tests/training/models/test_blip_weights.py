@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from infra.errors import UsageError
-from tests.training.models.blips import CAPTIONS, VISION, blip, checkpoint_of, pictures, published_config
+from tests.training.models.blips import CAPTIONS, VISION, blip, pictures, published_config
+from tests.training.untrained import checkpoint_of
 from training.blocks.vit import resized_positions
 from training.convert.blip import to_published
 from training.generate import GenerationSettings

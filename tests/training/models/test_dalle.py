@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from infra.errors import RecipeError, UsageError
-from tests.training.models.blips import checkpoint_of
 from tests.training.runs import ROOT
+from tests.training.untrained import checkpoint_of
 from training.models.dalle import Dalle
 from training.models.dalle_captions import DalleTokenizer
 from training.models.dalle_settings import DalleSettings
