@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from infra.errors import FingerprintError, UsageError
 from infra.executors import LocalExecutor
@@ -20,7 +19,8 @@ from training.data.tokens import as_codes
 from training.encode import EncodeStep, encode
 from training.encode_settings import EncodeSettings
 from training.models.painter import load_painter
-from training.models.token_maker import load_token_maker
+from training.models.token_maker import dvae_of, load_token_maker
+from training.objectives.discrete import mapped
 from training.preprocess import Ops
 
 SIZES = [7, 5]
@@ -45,6 +45,7 @@ def test_each_picture_has_the_tokens_that_the_model_gives_it_and_what_is_none_is
     result = run(dataset, vae, batch=2)
     assert (result.counts.rows_in, result.counts.rows_out, result.counts.extra) == (12, 12, {"no_tokens": 1})
     maker = load_token_maker(vae)
+    encoder = dvae_of(vae).average["encoder"]
     ops, found = Ops.parse(maker.ops), {}
     for shard in ("00000", "00001"):
         table = pq.read_table(f"{dataset.storage.url}/tokens/vae/{shard}.parquet")
@@ -57,7 +58,10 @@ def test_each_picture_has_the_tokens_that_the_model_gives_it_and_what_is_none_is
             assert found[uid_of(number)] is None
             continue
         image = ops(picture(number), np.random.default_rng(0))
-        assert torch.equal(as_codes(found[uid_of(number)]), maker.encode(image[None])[0])
+        logits = encoder(mapped(image[None])).flatten(2)[0]  # (V, I)
+        codes = as_codes(found[uid_of(number)])
+        chosen = logits.gather(0, codes[None])[0]
+        assert (logits.amax(0) - chosen).max() < 1e-4  # the likeliest, up to what another batch rounds otherwise
     assert len(set(found.values())) > 2
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SPREAD = 8.0  # of logits at the beginning: their deviation over places is then about 1
+
 
 class CodeEncoder(nn.Module):
     """(B, C, H, W) → (B, V, h, w) logits. Widths are 1, 1, 2, 4 … times `hidden`; the last group is not pooled."""
@@ -23,12 +25,14 @@ class CodeEncoder(nn.Module):
         super().__init__()
         widths = [hidden, *(hidden << number for number in range(groups))]
         gain = 1 / (groups * blocks) ** 2
-        self.blocks = _stages(
-            Convolution(channels, hidden, 7),
-            [_group(widths[at : at + 2], blocks, (3, 3, 3, 1), gain) for at in range(groups)],
-            ("pool", nn.MaxPool2d(2)),
-            Convolution(widths[-1], vocab, 1),
-        )
+        first, last = Convolution(channels, hidden, 7), Convolution(widths[-1], vocab, 1)
+        between = [_group(widths[at : at + 2], blocks, (3, 3, 3, 1), gain) for at in range(groups)]
+        self.blocks = _stages(first, between, ("pool", nn.MaxPool2d(2)), last)
+        # Not in the paper, which says nothing of it: pixels begin about their middle, and logits about as far apart as
+        # the noise that codes are drawn with. Then codes tell something from the first step on.
+        with torch.no_grad():
+            first.b.copy_(-0.5 * first.w.sum((1, 2, 3)))
+            last.w.mul_(SPREAD)
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.blocks(pixels.contiguous(memory_format=torch.channels_last))  # convolutions' fastest
