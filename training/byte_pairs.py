@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from infra.errors import UsageError
-from infra.storage import Storage
-from training.tokenize import MAX_CHARACTERS
+from training.tokenize import MAX_CHARACTERS, read_vocabulary
 
 ENDING = ".bpe"  # of a file of merges: two tokens a line, in the order in which they were learnt
 NUM_BYTES = 256
@@ -111,15 +110,7 @@ class BytePairs:
 
 def read_merges(place: str) -> tuple[str, ...]:
     """A vocabulary's file. Raises UsageError."""
-    storage, name = Storage.of_file(place)
-    try:
-        merges = tuple(storage.read(name).decode("utf-8").splitlines())
-    except FileNotFoundError:
-        raise UsageError(
-            f"{place}: no such vocabulary; python -m training tokenizer DATASET --out {place} learns one"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{place}: not a vocabulary: {error}") from None
+    merges = tuple(read_vocabulary(place).splitlines())
     known = set(_alphabet())
     for number, merge in enumerate(merges, 1):
         parts = merge.split(" ")

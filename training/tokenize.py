@@ -88,16 +88,20 @@ def read_words(place: str) -> tuple[str, ...]:
     """A vocabulary: a .txt file, or a name on the Hugging Face hub such as bert-base-uncased. Raises UsageError."""
     if not place.endswith(ENDING):
         return _words_of_hub(place)
+    return tuple(line.rstrip("\r") for line in read_vocabulary(place).rstrip("\n").split("\n"))
+
+
+def read_vocabulary(place: str) -> str:
+    """The text of a vocabulary's file, of words or of merges. Raises UsageError."""
     storage, name = Storage.of_file(place)
     try:
-        text = storage.read(name).decode("utf-8")
+        return storage.read(name).decode("utf-8")
     except FileNotFoundError:
         raise UsageError(
             f"{place}: no such vocabulary; python -m training tokenizer DATASET --out {place} learns one"
         ) from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{place}: not a vocabulary: {error}") from None
-    return tuple(line.rstrip("\r") for line in text.rstrip("\n").split("\n"))
 
 
 def learn_words(captions: Iterable[str], size: int) -> tuple[str, ...]:
