@@ -48,9 +48,10 @@ demo: setup ## crawl a small web, download its images, write the report: out/dem
 	@$(BIN)/python -m pipeline run pipeline/recipes/demo.yaml $(DEMO_FLAGS)
 	@echo "Open out/demo/report.html in a browser. To begin anew: make clean demo"
 
-tour: demo java ## the demo, then BLIP's loop on it: write captions, judge them, learn anew: out/demo/bootstrap.html
+tour: demo java ## the demo, then BLIP's loop and a DALL-E on it: out/demo/bootstrap.html, out/demo/draw.html
 	@$(BIN)/python -m pipeline run pipeline/recipes/bootstrap.yaml $(TOUR_FLAGS)
-	@echo "Open out/demo/bootstrap.html in a browser."
+	@$(BIN)/python -m pipeline run pipeline/recipes/draw.yaml $(TOUR_FLAGS)
+	@echo "Open out/demo/bootstrap.html and out/demo/draw.html in a browser."
 
 # Two processes: tests that start processes of their own, and slow ones, each go through one of them in turn; quick ones fill both.
 test: setup chromium java ## every test, in under 25 minutes on 2 cores

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from training.blocks.masks import GridMask
 
 FLEX_WIDTH = 16  # of a head, at least
+AT_ONCE = 1 << 21  # scores: 8 MiB, about what a cache holds
 
 
 def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask) -> Tensor:
@@ -31,9 +32,14 @@ def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask
         return flex(queries, keys, values, mask, _compiled())
     if _num_back(mask) + 1 >= mask.side:
         return F.scaled_dot_product_attention(queries, keys, values, mask.dense(queries.device))
-    if not torch.is_grad_enabled():
-        return _in_blocks(queries, keys, values, mask)
-    # Its windows and shares are reckoned again in the backward pass: kept, they are more than dense attention keeps.
+    way = _in_blocks_again if torch.is_grad_enabled() else _in_blocks
+    num = max(1, AT_ONCE // _num_scores(mask))  # heads, whatever their sequence
+    parts = zip(*(each.flatten(0, 1)[None].split(num, 1) for each in (queries, keys, values)), strict=True)
+    return torch.cat([way(*part, mask=mask) for part in parts], 1)[0].unflatten(0, queries.shape[:2])
+
+
+def _in_blocks_again(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask) -> Tensor:
+    """Backward reckons windows and shares anew: kept, they are more than dense attention keeps."""
     found: Tensor = checkpoint(
         _in_blocks, queries, keys, values, mask, use_reentrant=False, preserve_rng_state=False
     )  # fmt: skip
@@ -100,6 +106,11 @@ def _attend(queries: Tensor, text: tuple[Tensor, Tensor], windows: list[Tensor],
 def _num_back(mask: GridMask) -> int:
     """Rows before its own that a query may see a part of."""
     return 0 if mask.kind == "column" else -(-mask.distances[-1] // mask.side)
+
+
+def _num_scores(mask: GridMask) -> int:
+    """Of a head's image queries."""
+    return mask.side**2 * (mask.text + (_num_back(mask) + 1) * mask.side)
 
 
 def _parted(x: Tensor, mask: GridMask) -> tuple[Tensor, Tensor]:
