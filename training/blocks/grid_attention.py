@@ -34,8 +34,9 @@ def grid_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask
         return F.scaled_dot_product_attention(queries, keys, values, mask.dense(queries.device))
     way = _in_blocks_again if torch.is_grad_enabled() else _in_blocks
     num = max(1, AT_ONCE // _num_scores(mask))  # heads, whatever their sequence
-    parts = zip(*(each.flatten(0, 1)[None].split(num, 1) for each in (queries, keys, values)), strict=True)
-    return torch.cat([way(*part, mask=mask) for part in parts], 1)[0].unflatten(0, queries.shape[:2])
+    parts = [each.flatten(0, 1)[None].split(num, 1) for each in (queries, keys, values)]
+    found = [way(*part, mask) for part in zip(parts[0], parts[1], parts[2], strict=True)]
+    return torch.cat(found, 1)[0].unflatten(0, queries.shape[:2])
 
 
 def _in_blocks_again(queries: Tensor, keys: Tensor, values: Tensor, mask: GridMask) -> Tensor:
