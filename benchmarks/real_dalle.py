@@ -37,6 +37,8 @@ from training.sample_settings import SampleSettings
 NUM_WORDS = 1500
 PROMPTS, CANDIDATES, SHOWN = 12, 64, 12
 KEPT = 0.5  # of the rows
+VAE = ("samples=80000", "model.divergence=3", "model.divergence_steps=500", "model.temperature_steps=1500")
+DALLE = ("samples=72000",)
 
 
 def run(*words: str) -> None:
@@ -86,9 +88,9 @@ def main() -> None:
     run("tokenizer", folder, "--vocab-size", str(NUM_WORDS), "--out", str(words))
     texts = [*captions_of([folder], None)]
     data = f"data.datasets.0.path={folder}"
-    train("dalle_vae_tiny", data, f"out={work}/vae", *options.set_vae)
+    train("dalle_vae_tiny", data, f"out={work}/vae", *VAE, *options.set_vae)
     run("encode", f"{work}/vae", "--data", folder, "--name", "vae")
-    train("dalle_tiny", data, f"model.vocab={words}", f"out={work}/dalle", *options.settings)
+    train("dalle_tiny", data, f"model.vocab={words}", f"out={work}/dalle", *DALLE, *options.settings)
     if options.rerank is None:
         train("clip_tiny", data, f"out={work}/clip")
     painter, judge = load_painter(f"{work}/dalle", vae=f"{work}/vae"), load_encoder(options.rerank or f"{work}/clip")
