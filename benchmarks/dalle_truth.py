@@ -38,6 +38,7 @@ from infra.miniweb.captions import describe
 from infra.miniweb.pictures import Picture, encode
 from infra.miniweb.scenes import COLOURS, MAX_COUNT, SHAPES, Scene, random_scene
 from training.evaluate.confidence import Share, share_of_hits
+from training.evaluate.contact import Strip, contact
 from training.evaluate.rerank import fits, ranked
 from training.models.load import load_encoder
 from training.models.painter import as_bytes, load_painter
@@ -212,10 +213,8 @@ def judged(work: Path, maker: TokenMaker) -> tuple[Classifier, Tensor]:
     print(f"classifier: {time.perf_counter() - began:.0f} s")
     print(line("real ones, as drawn", hits(model, others, own)))
     print(f"reconstructions: PSNR {psnr(others, back):.2f} dB of {TRIED:,}")
-    codes = torch.zeros(2, 0, dtype=torch.int64)
-    pairs = {"drawn": others[:16], "given back": back[:16]}
-    rows = [Drawn(name, codes, part, None, range(16)) for name, part in pairs.items()]
-    (work / "reconstructions.png").write_bytes(sheet(rows, 16))
+    rows = [Strip(name, part[:16], [""] * 16) for name, part in {"drawn": others, "given back": back}.items()]
+    (work / "reconstructions.png").write_bytes(contact(rows))
     return model, hits(model, back, own)
 
 

@@ -27,11 +27,12 @@ import torch
 from benchmarks.dalle_truth import psnr
 from benchmarks.real_clip import Picture, drawings, held_out, write_dataset
 from training.data.source import captions_of
+from training.evaluate.contact import Strip, contact
 from training.evaluate.embed import Encoder
 from training.models.load import load_encoder
 from training.models.painter import Painter, as_bytes, load_painter
 from training.preprocess import Ops
-from training.sample import Drawn, first_rows, sample, sheet
+from training.sample import first_rows, sample, sheet
 from training.sample_settings import SampleSettings
 
 NUM_WORDS = 1500
@@ -65,8 +66,9 @@ def completed(painter: Painter, judge: Encoder, pictures: Sequence[Picture], out
         image = Ops.parse(maker.ops)(picture.data, np.random.default_rng(0))[None]
         real = torch.cat([as_bytes(image), as_bytes(maker.decode(maker.encode(image)))])
         best = list(found.order[: SHOWN - 2])
-        rows.append(Drawn(picture.name, found.codes, torch.cat([real, found.pictures[best]]), None, range(SHOWN)))
-    out.write_bytes(sheet(rows, SHOWN))
+        notes = ["held out", "given back", *(f"{at}  {found.scores[at]:.3f}" for at in best)]
+        rows.append(Strip(picture.name, torch.cat([real, found.pictures[best]]), notes))
+    out.write_bytes(contact(rows))
 
 
 def main() -> None:
@@ -100,8 +102,8 @@ def main() -> None:
     print(f"{len(seen):,} emoji with {len(set(texts)):,} names; {len(unseen)} kinds held out; "
           f"reconstructions of {len(firsts)}: PSNR {psnr(as_bytes(images), as_bytes(back)):.2f} dB")  # fmt: skip
     pairs = {"held out": as_bytes(images), "given back": as_bytes(back)}
-    rows = [Drawn(name, torch.zeros(0), part, None, range(len(part))) for name, part in pairs.items()]
-    (work / "reconstructions.png").write_bytes(sheet(rows, PROMPTS))
+    rows = [Strip(name, part, [""] * len(part)) for name, part in pairs.items()]
+    (work / "reconstructions.png").write_bytes(contact(rows))
     drawn(painter, judge, [each.name for each in seen[:: len(seen) // PROMPTS][:PROMPTS]], work / "seen.png")
     drawn(painter, judge, [each.name for each in firsts], work / "held_out.png")
     completed(painter, judge, firsts, work / "completed.png")

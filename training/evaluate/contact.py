@@ -26,7 +26,7 @@ class Strip(NamedTuple):
 
 
 def contact(strips: Sequence[Strip]) -> bytes:
-    """The sheet. All pictures are of one size; rows may differ in number."""
+    """The sheet. All pictures are of one size; rows may differ in number. Letters that its font lacks are boxes."""
     side = max(LEAST, strips[0].pictures.shape[-1])
     num = max(3, *(len(strip.pictures) for strip in strips))
     step, height = side + MARGIN, side + 2 * LINE + 2 * MARGIN
@@ -34,7 +34,7 @@ def contact(strips: Sequence[Strip]) -> bytes:
     pen = ImageDraw.Draw(page)
     for row, strip in enumerate(strips):
         y = row * height + MARGIN
-        pen.text((MARGIN, y), strip.text[:LETTERS].encode("latin-1", "replace").decode("latin-1"), fill="black")
+        pen.text((MARGIN, y), strip.text[:LETTERS], fill="black")
         for column, (pixels, note) in enumerate(zip(strip.pictures, strip.notes, strict=True)):
             x, picture = MARGIN + column * step, Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
