@@ -27,8 +27,9 @@ To sample, the peer has optimize_for_inference, by which its cache serves rows a
 neither helps: at cond_scale 1 the cache is not handed on to the forward pass. Mended, it is; and each layer of a kind
 that keeps whole streams in the cache has its own key there, where they all have the same one and so mix up their
 streams. Logits of the mended and of the shipped are compared. Both sides draw from the likelier half. Of grids up to
---whole the peer's generate_images draws whole pictures. Of larger ones its step is timed at --places, evenly spread,
-and taken for all tokens ("~"); the text's pass and the draws are left out of that, to the peer's favour.
+--whole the mended peer's generate_images draws whole pictures. Of larger ones, and as it is shipped, its step is timed
+at --places, evenly spread, and taken for all tokens ("~"); the text's pass and the draws are left out of that, to the
+peer's favour.
 
 On a CPU memory is the resident peak that Linux tells. Gradients and moments are made in that step: they count, and are
 told beside it.
@@ -248,7 +249,7 @@ def sampling_part(options: argparse.Namespace) -> None:
             one, other = (next_token(model, text, codes[:, :-1])[0] for model in sides.values())
             apart = max(apart, float((one - other).abs().max()))
             for name, model in sides.items():
-                if is_whole:
+                if is_whole and model is not shipped:
                     ways[name] = partial(timed, partial(model.generate_images, text, use_cache=True))
                 else:
                     ways[f"{name} ~"] = partial(by_places, model, text, codes, options.places)
@@ -330,9 +331,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="pairs of a step, candidates of a prompt")
     parser.add_argument("--grids", type=int, nargs="+", default=[16, 32], help="tokens a side, powers of 2")
     parser.add_argument("--words", type=int, default=10_000, help="at least 256; unset: the peer's default")
-    parser.add_argument("--whole", type=int, default=16, help="grids up to this size the peer draws whole")
+    parser.add_argument("--whole", type=int, default=16, help="grids up to this size the mended peer draws whole")
     parser.add_argument(
-        "--places", type=int, default=16, help="tokens of a larger one that are timed, half of it at most"
+        "--places", type=int, default=16, help="tokens that are timed where not all are, half of a grid at most"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--child", help=argparse.SUPPRESS)
