@@ -3,7 +3,7 @@
     python -m benchmarks.dalle_truth [--scenes 96000] [--held 500] [--rerank RUN] [--work out/dalle_truth]
 
 Drawn scenes as the small web's trusted host shows them, one true caption each, teach a dVAE, and its tokens a DALL-E:
-the tiny recipes, for longer, the DALL-E a little wider. On 2 cores all of it takes an hour and a half.
+the tiny recipes, for longer, the DALL-E a little wider. On 2 cores reckon with two hours.
 Captions of other scenes, of one kind of thing each and drawn from other seeds, are what it is asked for: 64 candidates
 of each, and of the first 1, 4, 16 and 64 the one that a CLIP chooses, which was trained on such scenes, too.
 
