@@ -26,10 +26,11 @@ its stream is one position shorter. "ours, dense" has the causal mask in all lay
 To sample, the peer has optimize_for_inference, by which its cache serves rows and columns, and use_cache. As shipped
 neither helps: at cond_scale 1 the cache is not handed on to the forward pass. Mended, it is; and each layer of a kind
 that keeps whole streams in the cache has its own key there, where they all have the same one and so mix up their
-streams. Logits of the mended and of the shipped are compared. Both sides draw from the likelier half. Of grids up to
---whole the mended peer's generate_images draws whole pictures. Of larger ones, and as it is shipped, its step is timed
-at --places, evenly spread, and taken for all tokens ("~"); the text's pass and the draws are left out of that, to the
-peer's favour.
+streams. Logits of the mended and of the shipped are compared. That kind, the convolution, still works on the whole
+stream for each token: "all cached" is the nearest peer with full attention in its place, the quickest that it can be.
+Both sides draw from the likelier half. Of grids up to --whole the mended peer's generate_images draws whole pictures.
+Of larger ones, and as it is shipped, its step is timed at --places, evenly spread, and taken for all tokens ("~"); the
+text's pass and the draws are left out of that, to the peer's favour.
 
 On a CPU memory is the resident peak that Linux tells. Gradients and moments are made in that step: they count, and are
 told beside it.
@@ -71,7 +72,7 @@ from training.spec import Batch, Context
 # Shapes: B rows of a batch
 
 OURS, DENSE = "ours", "ours, dense"
-NEAREST, MIX = "peer, nearest", "peer, its mix"
+NEAREST, MIX, CACHED = "peer, nearest", "peer, its mix", "peer, all cached"
 KINDS = {"row": "axial_row", "column": "axial_col", "convolution": "conv_like"}
 README_MIX = ("full", "axial_row", "axial_col", "conv_like")
 PROMPT = "a small red house by the sea"
@@ -112,13 +113,15 @@ def peer(side: str, settings: DalleSettings, *, for_sampling: bool = False) -> A
     no_vae = type("NoVae", (library.DiscreteVAE,), {"decode": lambda self, codes: torch.zeros(len(codes), 3, 1, 1)})
     vae = no_vae(image_size=2 * settings.grid, num_layers=1, num_tokens=settings.codes, codebook_dim=1, hidden_dim=1)
     kinds = README_MIX if side == MIX else tuple(KINDS[mask.kind] for mask in settings.masks())
+    if side == CACHED:
+        kinds = tuple("full" if kind == "conv_like" else kind for kind in kinds)
     width = settings.stack.width
     model = library.DALLE(
         dim=width, depth=settings.stack.layers, heads=settings.stack.heads, dim_head=width // settings.stack.heads,
         num_text_tokens=NUM_BYTES + len(settings.vocab), text_seq_len=settings.text_length, vae=vae, attn_types=kinds,
         shift_tokens=False, rotary_emb=False, optimize_for_inference=for_sampling,
     )  # fmt: skip
-    if side == NEAREST:
+    if side != MIX:
         for part in [*model.modules()]:
             if isinstance(part, parts.FeedForward):
                 part.net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -243,7 +246,7 @@ def sampling_part(options: argparse.Namespace) -> None:
         batch = made_up(SPEC, settings, options.batch).to(torch.device(options.device))
         text, codes = batch["text"], batch["codes"]
         is_whole, apart = grid <= options.whole, 0.0
-        for side in (NEAREST, MIX):
+        for side in (CACHED, NEAREST, MIX):
             shipped = peer(side, settings, for_sampling=True).to(options.device, getattr(torch, options.dtype)).eval()
             sides = {f"{side}, mended": mended(shipped), f"{side}, as shipped": shipped}
             one, other = (next_token(model, text, codes[:, :-1])[0] for model in sides.values())

@@ -51,6 +51,8 @@ KINDS: Mapping[str, Sequence[object]] = {"colour": COLOURS, "shape": SHAPES, "co
 SIZES = (1, 4, 16, 64)  # candidates
 TAUGHT, TRIED = 60_000, 2_000  # scenes that the classifier learns from, and those that it is tried on
 EPOCHS, BATCH, RATE = 6, 128, 2e-3
+# The tiny recipes, for longer. Four times the samples let the temperature fall later and divergence weigh more, which
+# leaves more codes in use.
 VAE = ("samples=160000", "model.divergence=3", "model.divergence_steps=500", "model.temperature_steps=2000")
 DALLE = ("samples=132000", "model.stack={width: 160, layers: 4, heads: 5}")
 SHOWN = 12  # captions of the sheet
@@ -165,7 +167,7 @@ def run(*words: str) -> None:
 
 
 def train(recipe: str, settings: Sequence[str]) -> None:
-    run("train", recipe, *(word for setting in settings for word in ("--set", setting)))
+    run("train", f"training/recipes/{recipe}.yaml", *(word for setting in settings for word in ("--set", setting)))
 
 
 def main() -> None:
@@ -181,13 +183,13 @@ def main() -> None:
     if not Path(scenes).exists():
         make(Path(scenes), options.scenes, ("true",), ("en",), "train", mix=None)
     data = f"data.datasets.0.path={scenes}"
-    train("training/recipes/dalle_vae_tiny.yaml", [data, *VAE, f"out={work}/vae", *options.set_vae])
+    train("dalle_vae_tiny", [data, *VAE, f"out={work}/vae", *options.set_vae])
     run("encode", f"{work}/vae", "--data", scenes, "--name", "vae")
     maker = load_token_maker(f"{work}/vae")
     tokens = [f"model.codes={maker.kinds}", f"model.grid={maker.grid}"]
-    train("training/recipes/dalle_tiny.yaml", [data, *tokens, *DALLE, f"out={work}/dalle", *options.settings])
+    train("dalle_tiny", [data, *tokens, *DALLE, f"out={work}/dalle", *options.settings])
     if options.rerank is None:
-        train("training/recipes/clip_alike.yaml", [data, f"out={work}/clip"])
+        train("clip_alike", [data, f"out={work}/clip"])
     encoder = load_encoder(options.rerank or f"{work}/clip")
 
     model, tried = judged(work, maker)

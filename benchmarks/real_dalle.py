@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.dalle_truth import psnr
+from benchmarks.dalle_truth import psnr, run, train
 from benchmarks.real_clip import Picture, drawings, held_out, write_dataset
 from training.data.source import captions_of
 from training.evaluate.contact import Strip, contact
@@ -38,18 +36,9 @@ from training.sample_settings import SampleSettings
 NUM_WORDS = 1500
 PROMPTS, CANDIDATES, SHOWN = 12, 64, 12
 KEPT = 0.5  # of the rows
+# The tiny recipes, for longer: benchmarks/dalle_truth.py says why the dVAE's schedules change with that.
 VAE = ("samples=80000", "model.divergence=3", "model.divergence_steps=500", "model.temperature_steps=1500")
 DALLE = ("samples=72000",)
-
-
-def run(*words: str) -> None:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "training", *words], check=True)
-    print(f"{words[0]} {words[1]}: {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def train(recipe: str, *settings: str) -> None:
-    run("train", f"training/recipes/{recipe}.yaml", *(word for setting in settings for word in ("--set", setting)))
 
 
 def drawn(painter: Painter, judge: Encoder, names: Sequence[str], out: Path) -> None:
@@ -90,11 +79,11 @@ def main() -> None:
     run("tokenizer", folder, "--vocab-size", str(NUM_WORDS), "--out", str(words))
     texts = [*captions_of([folder], None)]
     data = f"data.datasets.0.path={folder}"
-    train("dalle_vae_tiny", data, f"out={work}/vae", *VAE, *options.set_vae)
+    train("dalle_vae_tiny", [data, f"out={work}/vae", *VAE, *options.set_vae])
     run("encode", f"{work}/vae", "--data", folder, "--name", "vae")
-    train("dalle_tiny", data, f"model.vocab={words}", f"out={work}/dalle", *DALLE, *options.settings)
+    train("dalle_tiny", [data, f"model.vocab={words}", f"out={work}/dalle", *DALLE, *options.settings])
     if options.rerank is None:
-        train("clip_tiny", data, f"out={work}/clip")
+        train("clip_tiny", [data, f"out={work}/clip"])
     painter, judge = load_painter(f"{work}/dalle", vae=f"{work}/vae"), load_encoder(options.rerank or f"{work}/clip")
     firsts = [kind[0] for kind in unseen][:PROMPTS]
     images = torch.stack([Ops.parse(painter.maker.ops)(each.data, np.random.default_rng(0)) for each in firsts])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from training.evaluate.rerank import encoded
 
-MARGIN, LINE = 4, 14  # pixels
+MARGIN, LINE, LETTER = 4, 14, 10  # pixels
 LEAST = 96  # of a picture's side: smaller ones are shown larger
 LETTERS = 120  # of a row's text
+PATIENCE_S = 20
 
 
 class Strip(NamedTuple):
@@ -26,7 +28,7 @@ class Strip(NamedTuple):
 
 
 def contact(strips: Sequence[Strip]) -> bytes:
-    """The sheet. All pictures are of one size; rows may differ in number. Letters that its font lacks are boxes."""
+    """The sheet. All pictures are of one size; rows may differ in number. Letters that no font here has are boxes."""
     side = max(LEAST, strips[0].pictures.shape[-1])
     num = max(3, *(len(strip.pictures) for strip in strips))
     step, height = side + MARGIN, side + 2 * LINE + 2 * MARGIN
@@ -34,9 +36,24 @@ def contact(strips: Sequence[Strip]) -> bytes:
     pen = ImageDraw.Draw(page)
     for row, strip in enumerate(strips):
         y = row * height + MARGIN
-        pen.text((MARGIN, y), strip.text[:LETTERS], fill="black")
+        text = strip.text[:LETTERS]
+        pen.text((MARGIN, y), text, fill="black", font=_font(text))
         for column, (pixels, note) in enumerate(zip(strip.pictures, strip.notes, strict=True)):
             x, picture = MARGIN + column * step, Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
             pen.text((x, y + LINE + side), note, fill="black")
     return encoded(torch.from_numpy(np.asarray(page).copy()).permute(2, 0, 1))
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own for ASCII, which is all that it has; else what fontconfig finds nearest to these letters."""
+    own, letters = ImageFont.load_default(), " ".join(f"{ord(letter):x}" for letter in sorted(set(text)))
+    if text.isascii():
+        return own
+    try:
+        asked = ["fc-match", "--format=%{file}\n%{index}", f":charset={letters}:scalable=true"]
+        said = subprocess.run(asked, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
+        file, index = said.split("\n")
+        return ImageFont.truetype(file, LETTER, int(index))
+    except (OSError, ValueError, subprocess.SubprocessError):  # no fontconfig, no font, or not one for Pillow
+        return own
