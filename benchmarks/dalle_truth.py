@@ -5,7 +5,7 @@
 Drawn scenes as the small web's trusted host shows them, one true caption each, teach a dVAE, and its tokens a DALL-E:
 the tiny recipes, for longer, the DALL-E a little wider. On 2 cores reckon with two hours.
 Captions of other scenes, of one kind of thing each and drawn from other seeds, are what it is asked for: 64 candidates
-of each, and of the first 1, 4, 16 and 64 the one that a CLIP chooses, which was trained on such scenes, too.
+of each. Of every 1, 4, 16 and 64 of them, one after another, a CLIP chooses one; it was trained on such scenes, too.
 
 What a drawn picture shows is said by a classifier that learnt from the truth: 60,000 further scenes of one kind of
 thing, each as it was drawn or as the dVAE gives it back, and what is true of it. How often it is right of 2,000 others
@@ -144,8 +144,10 @@ def hits(model: Classifier, images: Tensor, facts: Tensor) -> Tensor:
 
 
 def shares(found: Tensor) -> list[Share]:
-    """(B, 4) bool → a share of each."""
-    told = [share_of_hits(column, torch.ones(len(column))) for column in found.T]
+    """(B, 4) bool, or (P, n, 4) of which those of a caption hang together → a share of each."""
+    found = found.reshape(len(found), -1, found.shape[-1])
+    trials = torch.full((len(found),), found.shape[1])
+    told = [share_of_hits(column, trials) for column in found.sum(1).T]
     return [share for share in told if share is not None]
 
 
@@ -197,12 +199,28 @@ def main() -> None:
     facts = torch.tensor([truth(scene) for scene, _ in captions])
     drawn = [*draw(work, [caption for _, caption in captions], encoder, maker)]
     (work / "drawn.png").write_bytes(sheet(drawn[:SHOWN], SIZES[-2]))
+    tell(model, tried, drawn, facts)
+
+
+def tell(model: Classifier, tried: Tensor, drawn: Sequence[Drawn], facts: Tensor) -> None:
+    """Print the table. tried: hits of real pictures; facts: (P, 3), of the captions."""
+    images = torch.cat([one.pictures for one in drawn])
+    scores = torch.stack([one.scores for one in drawn if one.scores is not None])
+    right, other = (
+        hits(model, images, own.repeat_interleave(SIZES[-1], 0)).unflatten(0, (-1, SIZES[-1]))
+        for own in (facts, facts.roll(1, 0))
+    )
     print(f"\n{'right of 100':<26}" + "".join(f"{name:>22}" for name in [*KINDS, "all three"]))
     print(line("real ones, given back", tried))
     for size in SIZES:
-        chosen = [one.pictures[next(at for at in one.order if at < size)] for one in drawn]
-        print(line(f"drawn, best of {size}", hits(model, torch.stack(chosen), facts)), flush=True)
-    print(line("dealt to other captions", hits(model, torch.stack(chosen), facts.roll(1, 0))))
+        print(line(f"drawn, best of {size}", best_of(size, right, scores)))
+    print(line("dealt to other captions", best_of(SIZES[-1], other, scores)))
+
+
+def best_of(size: int, found: Tensor, scores: Tensor) -> Tensor:
+    """(P, N, 4) hits, (P, N) → (P, N / size, 4): those of the best of every `size` candidates."""
+    chosen = scores.unflatten(1, (-1, size)).argmax(2)[..., None, None]
+    return found.unflatten(1, (-1, size)).take_along_dim(chosen, 2).squeeze(2)
 
 
 def judged(work: Path, maker: TokenMaker) -> tuple[Classifier, Tensor]:
