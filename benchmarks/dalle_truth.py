@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from multiprocessing import Pool
@@ -39,12 +40,12 @@ from infra.miniweb.pictures import Picture, encode
 from infra.miniweb.scenes import COLOURS, MAX_COUNT, SHAPES, Scene, random_scene
 from training.evaluate.confidence import Share, share_of_hits
 from training.evaluate.contact import Strip, contact
-from training.evaluate.rerank import fits, ranked
+from training.evaluate.embed import Encoder
 from training.models.load import load_encoder
 from training.models.painter import as_bytes, load_painter
 from training.models.token_maker import TokenMaker, load_token_maker
 from training.preprocess import Ops
-from training.sample import Drawn, sheet
+from training.sample import Drawn, sample, sheet
 from training.sample_settings import SampleSettings
 
 KINDS: Mapping[str, Sequence[object]] = {"colour": COLOURS, "shape": SHAPES, "count": range(1, MAX_COUNT + 1)}
@@ -181,9 +182,12 @@ def main() -> None:
     parser.add_argument("--set-vae", action="append", default=[], help="change one value of the dVAE's recipe")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="change one value of the DALL-E's")
     options = parser.parse_args()
-    work, scenes = options.work, f"{options.work}/train"
+    work, scenes = options.work, f"{options.work}/train-{options.scenes}"
     if not Path(scenes).exists():
-        make(Path(scenes), options.scenes, ("true",), ("en",), "train", mix=None)
+        half = Path(f"{scenes}.part")
+        shutil.rmtree(half, ignore_errors=True)
+        make(half, options.scenes, ("true",), ("en",), "train", mix=None)
+        half.rename(scenes)
     data = f"data.datasets.0.path={scenes}"
     train("dalle_vae_tiny", [data, *VAE, f"out={work}/vae", *options.set_vae])
     run("encode", f"{work}/vae", "--data", scenes, "--name", "vae")
@@ -197,7 +201,7 @@ def main() -> None:
     model, tried = judged(work, maker)
     captions = [one_thing("held", number) for number in range(options.held)]
     facts = torch.tensor([truth(scene) for scene, _ in captions])
-    drawn = [*draw(work, [caption for _, caption in captions], encoder, maker)]
+    drawn = draw(work, [caption for _, caption in captions], encoder)
     (work / "drawn.png").write_bytes(sheet(drawn[:SHOWN], SIZES[-2]))
     tell(model, tried, drawn, facts)
 
@@ -215,6 +219,7 @@ def tell(model: Classifier, tried: Tensor, drawn: Sequence[Drawn], facts: Tensor
     for size in SIZES:
         print(line(f"drawn, best of {size}", best_of(size, right, scores)))
     print(line("dealt to other captions", best_of(SIZES[-1], other, scores)))
+    print(line(f"any of {SIZES[-1]}", right.any(1)))
 
 
 def best_of(size: int, found: Tensor, scores: Tensor) -> Tensor:
@@ -232,20 +237,19 @@ def judged(work: Path, maker: TokenMaker) -> tuple[Classifier, Tensor]:
     back = given_back(maker, others)
     print(f"classifier: {time.perf_counter() - began:.0f} s")
     print(line("real ones, as drawn", hits(model, others, own)))
-    print(f"reconstructions: PSNR {psnr(others, back):.2f} dB of {TRIED:,}")
+    used = torch.cat([maker.encode(part / 255).flatten() for part in others.split(256)]).unique()
+    print(f"reconstructions: PSNR {psnr(others, back):.2f} dB of {TRIED:,}, {len(used)} of {maker.kinds} codes in use")
     rows = [Strip(name, part[:16], [""] * 16) for name, part in {"drawn": others, "given back": back}.items()]
     (work / "reconstructions.png").write_bytes(contact(rows))
     return model, hits(model, back, own)
 
 
-def draw(work: Path, captions: Sequence[str], encoder, maker: TokenMaker) -> Iterator[Drawn]:
+def draw(work: Path, captions: Sequence[str], encoder: Encoder) -> list[Drawn]:
     painter = load_painter(f"{work}/dalle", vae=f"{work}/vae")
-    asked = SampleSettings(num_candidates=SIZES[-1])
     began = time.perf_counter()
-    for caption, (codes, shown) in zip(captions, painter.paint(captions, asked), strict=True):
-        scores = fits(encoder, shown, caption)
-        yield Drawn(caption, codes, shown, scores, ranked(scores))
+    drawn = [*sample(painter, captions, SampleSettings(num_candidates=SIZES[-1]), encoder)]
     print(f"{len(captions) * SIZES[-1]:,} pictures drawn and scored in {time.perf_counter() - began:.0f} s")
+    return drawn
 
 
 if __name__ == "__main__":

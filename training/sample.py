@@ -105,7 +105,7 @@ def write(out: str, found: Iterable[Drawn], top: int | None) -> dict[str, Any]:
             strips.append(_strip(drawn, min(top or SHOWN, SHEET_COLUMNS)))
     storage.commit_bytes("sheet.png", contact(strips))
     results = {"prompts": told}
-    storage.commit_bytes("results.json", json.dumps(results, ensure_ascii=False, indent=1).encode())
+    storage.commit_bytes("results.json", json.dumps(results, ensure_ascii=False, indent=1).encode("utf-8", "replace"))
     return results
 
 

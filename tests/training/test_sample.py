@@ -66,6 +66,11 @@ def test_without_a_judge_they_stand_as_drawn_and_more_candidates_change_none(tra
     assert [(one["candidate"], one["score"]) for one in told] == [(at, None) for at in range(5)]
 
 
+def test_a_prompt_of_no_utf8_is_drawn_and_told(trained, tmp_path):
+    assert ask(trained["dalle"], "--prompt", "caf\udce9", "--num-candidates", "1", "--out", str(tmp_path)) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["prompts"][0]["prompt"] == "caf?"
+
+
 def test_the_top_rows_of_a_given_picture_stay(trained, tmp_path):
     (tmp_path / "given.png").write_bytes(picture(9))
     asked = [trained["dalle"], "--prompt", "a tree", "--num-candidates", "3", "--out", str(tmp_path / "out")]
@@ -100,6 +105,8 @@ def test_mistakes_are_told_with_the_mend(trained, tmp_path, capsys):
         ([trained["vae"], "--prompt", "a tree", *out], "holds a dalle.vae, not a dalle"),
         ([str(tmp_path), "--prompt", "a tree", *out], "no checkpoint or run there"),
         ([*good, "--vae", trained["dalle"]], "holds a dalle, not a dalle.vae"),
+        ([*good, "--guidance", "inf"], "guidance"),
+        ([*good, "--num-candidates", "100000"], "num_candidates"),
         ([*good, "--keep-rows", "2"], "--image and --keep-rows go together"),
         ([*good, "--image", str(tmp_path / "none.png"), "--keep-rows", "2"], "no such file"),
         ([*good, "--image", str(tmp_path / "words.txt"), "--keep-rows", "2"], "--image: "),

@@ -18,19 +18,23 @@ class Replayed:
 
     def __init__(self, function: Callable[..., Tensor], *examples: Tensor) -> None:
         self._inputs = [each.clone() for each in examples]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM):
-                function(*self._inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._found = function(*self._inputs)
+        self._device = self._inputs[0].device
+        with torch.cuda.device(self._device):  # streams and graphs are those of the device that is current
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM):
+                    function(*self._inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            # A loader's thread that pins memory meanwhile must not break what this thread records.
+            with torch.cuda.graph(self._graph, stream=aside, capture_error_mode="thread_local"):
+                self._found = function(*self._inputs)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """The same on other numbers."""
-        for own, each in zip(self._inputs, tensors, strict=True):
-            own.copy_(each)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            for own, each in zip(self._inputs, tensors, strict=True):
+                own.copy_(each)
+            self._graph.replay()
         return self._found

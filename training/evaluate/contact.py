@@ -36,7 +36,7 @@ def contact(strips: Sequence[Strip]) -> bytes:
     pen = ImageDraw.Draw(page)
     for row, strip in enumerate(strips):
         y = row * height + MARGIN
-        text = strip.text[:LETTERS]
+        text = " ".join(strip.text.split())[:LETTERS]
         pen.text((MARGIN, y), text, fill="black", font=_font(text))
         for column, (pixels, note) in enumerate(zip(strip.pictures, strip.notes, strict=True)):
             x, picture = MARGIN + column * step, Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -80,13 +80,14 @@ class _Seen:
     features: list[Tensor] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
-    def see(self, studio: Studio, pictures: Tensor) -> None:
+    def see(self, studio: Studio, pictures: Tensor, *, is_drawn: bool) -> None:
         """(B, 3, H, W) uint8."""
         self.emb.append(finite(picture_emb(studio.judge, pictures), "pictures"))
         if studio.inception is not None:
             features, logits = studio.inception(pictures)
             self.features.append(features)
-            self.logits.append(logits)
+            if is_drawn:
+                self.logits.append(logits)
 
 
 def generation(studio: Studio, settings: EvaluationSettings) -> Result:
@@ -100,22 +101,23 @@ def generation(studio: Studio, settings: EvaluationSettings) -> Result:
     samples = _readable(only(trial.samples, without, "caption"), studio.painter, without)
     pictures = trial.pictures(studio.painter.maker.ops, islice(samples, settings.limit))
     texts: list[str] = []
+    times: Counter[str] = Counter()
     shown: list[tuple[Sample, Row]] = []
     radii = sorted({0.0, *settings.blur})
     real: dict[float, _Seen] = defaultdict(_Seen)
     drawn: dict[tuple[int, float], _Seen] = defaultdict(_Seen)
     for group, images in pictures:
         own = [sample.captions[0] for sample in group]
-        rows = [*_chosen(studio, own, asked, sizes)]
+        rows = [*_chosen(studio, own, asked, sizes, times)]
         texts += own
         shown += [*zip(group, rows, strict=True)][: max(0, settings.queries - len(shown))]
         originals = as_bytes(images)
         for radius in radii:
-            real[radius].see(studio, _blurred(originals, radius))
+            real[radius].see(studio, _blurred(originals, radius), is_drawn=False)
         for size in sizes:
             best = torch.stack([row.pictures[size] for row in rows])
             for radius in radii if size == sizes[-1] else (0.0,):
-                drawn[size, radius].see(studio, _blurred(best, radius))
+                drawn[size, radius].see(studio, _blurred(best, radius), is_drawn=True)
     if len(texts) < 2:
         raise DatasetError("fewer than two images with a caption could be read; there is nothing to compare")
     text_emb = finite(embed_texts(studio.judge, texts, settings.batch).cpu(), "texts")
@@ -150,19 +152,26 @@ def _readable(samples: Iterable[Sample], painter: Painter, without: Counter[str]
             yield sample
 
 
-def _chosen(studio: Studio, texts: Sequence[str], asked: SampleSettings, sizes: Sequence[int]) -> Iterator[Row]:
-    """Of each text the picture that fits best, among the first so many."""
+def _chosen(
+    studio: Studio, texts: Sequence[str], asked: SampleSettings, sizes: Sequence[int], times: Counter[str]
+) -> Iterator[Row]:
+    """Of each text the picture that fits best, among the first so many. times: how often each was drawn; it counts."""
     together = max(1, BATCH // asked.num_candidates)  # texts whose candidates are held at once
     for first in range(0, len(texts), together):
         group = texts[first : first + together]
-        painted = [pictures for _, pictures in studio.painter.paint(group, asked)]
+        before = []
+        for text in group:
+            before.append(times[text])
+            times[text] += 1
+        painted = [pictures for _, pictures in studio.painter.paint(group, asked, times=before)]
         emb = finite(picture_emb(studio.chooser, torch.cat(painted)), "candidates")
         emb = emb.unflatten(0, (len(group), asked.num_candidates))
         scores = fit(emb, studio.chooser.texts(group).cpu()[:, None])  # (texts, N)
         for pictures, own in zip(painted, scores, strict=True):
             best = {size: int(own[:size].argmax()) for size in sizes}
             yield Row(
-                {size: pictures[at] for size, at in best.items()}, {size: own[at].item() for size, at in best.items()}
+                {size: pictures[at].clone() for size, at in best.items()},  # a view would hold all candidates
+                {size: own[at].item() for size, at in best.items()},
             )
 
 
@@ -203,8 +212,8 @@ def r_precision_hits(emb: Tensor, text_emb: Tensor, texts: Sequence[str], seed: 
     hits = torch.zeros(len(texts), dtype=torch.bool)
     for at, text in enumerate(texts):
         chance = np.random.default_rng((seed, at))
-        others = np.delete(np.arange(len(number)), number[text])
-        drawn = first[torch.from_numpy(chance.permutation(others)[:OTHERS])]
+        others = chance.choice(len(number) - 1, min(OTHERS, len(number) - 1), replace=False)
+        drawn = first[torch.from_numpy(others + (others >= number[text]))]
         near = text_emb[drawn] @ emb[at]
         hits[at] = bool((near < text_emb[at] @ emb[at] - TIE).all())
     return hits

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from infra.recipe import Config, tuning
+from training.sample_settings import MOST
+
+WIDEST = 1000  # pixels of a blur's radius
 
 
 class EvaluationSettings(Config):
@@ -32,7 +35,7 @@ class EvaluationSettings(Config):
     num_beams: int = Field(3, ge=1, description="caption: beams; 1 is greedy.")
     max_length: int = Field(20, ge=2, description="caption: most tokens, the prompt and the end among them.")
     min_length: int = Field(5, ge=0, description="caption: fewest tokens, the prompt among them.")
-    num_candidates: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+    num_candidates: tuple[Annotated[int, Field(gt=0, le=MOST)], ...] = Field(
         (1,), min_length=1, description="generation: of so many pictures of a caption the one that fits best."
     )
     vae: str | None = Field(None, description="generation: the dVAE of the tokens. Unset: the one of training.")
@@ -43,15 +46,17 @@ class EvaluationSettings(Config):
     inception: str | None = Field(
         None, description="generation: file of Inception-v3's weights (torch-fidelity's), for FID and IS."
     )
-    blur: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    blur: tuple[Annotated[float, Field(ge=0, le=WIDEST)], ...] = Field(
         (1, 2, 4), description="generation: radii, in pixels, by which drawn and real pictures are blurred as well."
     )
-    temperature: float = Field(1.0, gt=0, description="generation: divides the logits.")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="generation: divides the logits.")
     top_k: int | None = Field(None, ge=1, description="generation: draw from so many likeliest tokens.")
     top_p: float | None = Field(
         None, gt=0, le=1, description="generation: draw from the likeliest that hold this share."
     )
-    guidance: float = Field(0.0, ge=0, description="generation: how far logits are moved away from those of no text.")
+    guidance: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="generation: how far logits are moved away from those of no text."
+    )
     limit: int | None = Field(None, gt=0, description="The first so many samples alone.")
     queries: int = Field(8, ge=0, description="Images, and texts, on the picture sheet; 0: no sheet.")
     seed: int = Field(0, ge=0, description="Of the choice of these.")

@@ -16,13 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infra.errors import UsageError
+from infra.errors import PairmillError, UsageError
 from training.blocks.packed import packed
 from training.blocks.replayed import Replayed
 from training.models.dalle import Dalle
 from training.models.encoder import DTYPES, digest_of
 from training.next_token import draw, probabilities, uniform_numbers
 from training.sample_settings import SampleSettings
+
+
+class DrawingError(PairmillError):
+    """What the model says is no number."""
 
 
 class DalleSampler:
@@ -40,13 +44,16 @@ class DalleSampler:
         settings: SampleSettings,
         given: Tensor | None = None,
         tell: Callable[[int], None] = lambda num: None,
+        times: Sequence[int] | None = None,
     ) -> Iterator[Tensor]:
         """Of each prompt its candidates in order, (C, I) int64. tell: is told of so many more that are drawn.
 
-        given: (I',) first tokens, which all of them begin with. Raises UsageError, before anything is drawn, for a
-        prompt that cannot be read, and for more given tokens than a picture has.
+        given: (I',) first tokens, which all of them begin with. times: how often each prompt was drawn before; each
+        time it has other candidates. Raises UsageError, before anything is drawn, for a prompt that cannot be read, and
+        for more given tokens than a picture has; DrawingError where logits are not finite.
         """
         texts = [self.tokenizer.asked(prompt) for prompt in prompts]
+        uids = [_uid(text, time) for text, time in zip(texts, times or [0] * len(texts), strict=True)]
         given = torch.zeros(0, dtype=torch.int64) if given is None else given
         if len(given) >= self.settings.num_codes:
             raise UsageError(f"{len(given)} tokens are given of {self.settings.num_codes}: nothing is left to draw")
@@ -54,8 +61,8 @@ class DalleSampler:
         together = max(1, settings.batch // num)  # prompts
         for first in range(0, len(texts), together):
             group = texts[first : first + together]
-            uids = [_uid(text) for text in group]
-            numbers = uniform_numbers(uids, num, self.settings.num_codes, settings.seed)  # (N, num, I)
+            own = uids[first : first + together]
+            numbers = uniform_numbers(own, num, self.settings.num_codes, settings.seed)  # (N, num, I)
             parts = []
             for part in numbers.split(settings.batch, 1):
                 parts.append(self._drawn(torch.stack(group), part, given, settings))
@@ -77,11 +84,13 @@ class DalleSampler:
         numbers = numbers.flatten(0, 1).to(self._device)
         found = torch.empty(numbers.shape, dtype=torch.int64, device=self._device)
         places = torch.arange(num, device=self._device)
+        is_broken = torch.zeros((), dtype=torch.bool, device=self._device)
         read: Callable[[Tensor, Tensor], Tensor] = partial(self._module.read, caches=caches)
         if self._device.type == "cuda":
             # What is read while it is recorded is written over when the first token is.
             read = Replayed(read, torch.zeros(len(logits), dtype=torch.int64, device=self._device), places[:1])
         for place in range(num):
+            is_broken |= ~logits.isfinite().all()
             if place < len(given):
                 found[:, place] = given[place]
             else:
@@ -91,11 +100,14 @@ class DalleSampler:
                 found[:, place] = draw(shares, numbers[:, place])
             if place + 1 < num:
                 logits = read(found[:, place].repeat(len(texts) // num_texts), places[place : place + 1])
+        if is_broken:  # asked once: on a GPU each question waits
+            raise DrawingError("logits are not finite: the model's weights are broken, or its dtype is too narrow")
         return found.unflatten(0, (num_texts, width)).cpu()
 
 
-def _uid(text: Tensor) -> bytes:
-    return hashlib.blake2b(" ".join(map(str, text.tolist())).encode(), digest_size=16).digest()
+def _uid(text: Tensor, time: int) -> bytes:
+    words = " ".join(map(str, text.tolist())) + (f" again {time}" if time else "")
+    return hashlib.blake2b(words.encode(), digest_size=16).digest()
 
 
 def _guided(logits: Tensor, guidance: float) -> Tensor:

@@ -31,12 +31,13 @@ class Painter:
         settings: SampleSettings,
         given: Tensor | None = None,
         tell: Callable[[int], None] = lambda num: None,
+        times: Sequence[int] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each prompt tokens and pictures of its candidates: (C, I) int64, (C, 3, H, W) uint8.
 
-        given, tell, errors: as of `DalleSampler.candidates`.
+        given, tell, times, errors: as of `DalleSampler.candidates`.
         """
-        for codes in self.sampler.candidates(prompts, settings, given, tell):
+        for codes in self.sampler.candidates(prompts, settings, given, tell, times):
             shown = [as_bytes(self.maker.decode(part)) for part in codes.split(settings.batch)]
             yield codes, torch.cat(shown)
 

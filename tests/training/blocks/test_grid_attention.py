@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import flex_attention
 
+from training.blocks import grid_attention as grid_attention_module
 from training.blocks.grid_attention import _block_mask, flex, grid_attention
 from training.blocks.masks import GridMask
 
@@ -58,15 +61,17 @@ def test_nothing_sees_its_future_and_everything_itself_and_image_tokens_the_text
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 3, 5, 11]))
-def test_in_blocks_it_gives_the_output_and_gradients_of_dense_attention(kind, text, side, kernel):
+@given(st.sampled_from(KINDS), st.integers(1, 9), st.integers(1, 7), st.sampled_from([1, 3, 5, 11]), st.integers(1, 7))
+def test_in_blocks_it_gives_the_output_and_gradients_of_dense_attention(kind, text, side, kernel, heads_at_once):
     mask = GridMask(kind, text, side, kernel)
+    at_once = heads_at_once * grid_attention_module._num_scores(mask)
     chance = torch.Generator().manual_seed(text + 10 * side)
     given_ = [torch.randn(2, 3, mask.length, 5, generator=chance, dtype=torch.float64) for _ in range(4)]
     found = []
     for attend in (grid_attention, lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask.dense())):
         inputs = [each.clone().requires_grad_() for each in given_[:3]]
-        out = attend(*inputs, mask)
+        with mock.patch.object(grid_attention_module, "AT_ONCE", at_once):
+            out = attend(*inputs, mask)
         (out * given_[3]).sum().backward()
         found.append([out.detach(), *(each.grad for each in inputs)])
     for one, other in zip(*found, strict=True):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.evaluate.contact import LINE, Strip, contact
+from training.evaluate.contact import LINE, MARGIN, Strip, contact
 
 needs_fonts = pytest.mark.skipif(not shutil.which("fc-match"), reason="fontconfig, which finds fonts, is not installed")
 
@@ -30,9 +30,11 @@ def test_a_machine_without_fontconfig_still_gets_a_sheet(monkeypatch: pytest.Mon
     assert (headline("größe") < 128).any()
 
 
-@pytest.mark.parametrize("text", ["", "\ud800 half a pair", "nul \0", "two\nlines", "x" * 10_000, "🍅 ‮‭"])
-def test_no_text_breaks_a_sheet(text: str):
-    assert headline(text).shape[0] == LINE
+@pytest.mark.parametrize("text", ["", "\ud800 half a pair", "nul \0", "x\n" * 60, "x" * 10_000, "🍅 ‮‭"])
+def test_no_text_breaks_a_sheet_or_reaches_the_row_below(text: str):
+    pictures = torch.full((3, 3, 8, 8), 255, dtype=torch.uint8)
+    png = contact([Strip(text, pictures, [""] * 3), Strip("", pictures, [""] * 3)])
+    assert (np.asarray(Image.open(io.BytesIO(png)))[LINE + MARGIN :] == 255).all()
 
 
 def test_rows_may_differ_in_number():

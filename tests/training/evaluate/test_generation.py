@@ -35,12 +35,14 @@ class KnownPainter:
     def __init__(self):
         self.maker = SimpleNamespace(ops=f"decode|squash({SIZE})|normalize(unit)")
         self.sampler = SimpleNamespace(tokenizer=self)
+        self.times = []
 
     def asked(self, prompt):
         if prompt == LONG.strip():
             raise UsageError("too long")
 
-    def paint(self, prompts, settings):
+    def paint(self, prompts, settings, times):
+        self.times += zip(prompts, times, strict=True)
         for prompt in prompts:
             numbers = [0] * settings.num_candidates
             if len(numbers) > RIGHT:
@@ -79,6 +81,13 @@ def test_every_sample_is_counted(captions):
                                "without_caption": 1, "without_readable_caption": 1}  # fmt: skip
     assert told(facts)[-1].startswith("5 images of 9 samples; 1 unreadable, no image; ")
     assert facts["texts_of_r_precision"] == 5
+
+
+def test_equal_captions_are_drawn_anew_each_time(tmp_path):
+    write_tars(tmp_path / "test", [[captioned(at, "is 7", "another") for at in range(5)]])
+    asked = studio()
+    evaluate(asked, settings(tmp_path, batch=2))
+    assert asked.painter.times == [("is 7", at) for at in range(5)]
 
 
 def test_the_right_candidate_is_chosen_once_it_is_among_them(captions):

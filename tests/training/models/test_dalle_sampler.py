@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from infra.errors import UsageError
 from training.models.dalle import Dalle
-from training.models.dalle_sampler import DalleSampler
+from training.models.dalle_sampler import DalleSampler, DrawingError
 from training.models.dalle_settings import DalleSettings
 from training.models.dalle_spec import SPEC
 from training.sample_settings import SampleSettings
@@ -40,6 +42,22 @@ def test_a_candidate_is_the_same_whatever_is_drawn_beside_it(module):
     assert torch.equal(drawn(module, 3, seed=3), whole[:3])
     assert not torch.equal(drawn(module, 7, seed=4), whole)
     assert not torch.equal(drawn(module, 7, seed=3, prompt="a blue boat"), whole)
+
+
+def test_a_prompt_that_is_drawn_again_has_other_candidates(module):
+    asked = SampleSettings(num_candidates=3)
+    first, again, third = DalleSampler(module, "cpu").candidates([PROMPT] * 3, asked, times=[0, 1, 0])
+    assert torch.equal(first, third)
+    assert not torch.equal(first, again)
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}])
+def test_weights_that_are_no_numbers_draw_nothing(module, settings):
+    broken = copy.deepcopy(module)
+    with torch.no_grad():
+        broken.code_head.bias[3] = torch.nan
+    with pytest.raises(DrawingError, match="not finite"):
+        drawn(broken, **settings)
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.5}, {"temperature": 0.5}, {"guidance": 2.0}])
