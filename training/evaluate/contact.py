@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,14 +31,16 @@ class Strip(NamedTuple):
 def contact(strips: Sequence[Strip]) -> bytes:
     """The sheet. All pictures are of one size; rows may differ in number. Letters that no font here has are boxes."""
     side = max(LEAST, strips[0].pictures.shape[-1])
-    num = max(3, *(len(strip.pictures) for strip in strips))
+    texts = [" ".join(strip.text.split())[:LETTERS] for strip in strips]
+    fonts = [_font(text) for text in texts]
+    longest = math.ceil(max(font.getlength(text) for font, text in zip(fonts, texts, strict=True)))
     step, height = side + MARGIN, side + 2 * LINE + 2 * MARGIN
-    page = Image.new("RGB", (MARGIN + num * step, height * len(strips) + MARGIN), "white")
+    width = max(MARGIN + longest, *(len(strip.pictures) * step for strip in strips))
+    page = Image.new("RGB", (MARGIN + width, height * len(strips) + MARGIN), "white")
     pen = ImageDraw.Draw(page)
     for row, strip in enumerate(strips):
         y = row * height + MARGIN
-        text = " ".join(strip.text.split())[:LETTERS]
-        pen.text((MARGIN, y), text, fill="black", font=_font(text))
+        pen.text((MARGIN, y), texts[row], fill="black", font=fonts[row])
         for column, (pixels, note) in enumerate(zip(strip.pictures, strip.notes, strict=True)):
             x, picture = MARGIN + column * step, Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
             page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (x, y + LINE))
