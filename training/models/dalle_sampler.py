@@ -26,7 +26,7 @@ from training.sample_settings import SampleSettings
 
 
 class DrawingError(PairmillError):
-    """What the model says is no number."""
+    """What the model says of the next token is no number."""
 
 
 class DalleSampler:
@@ -50,7 +50,7 @@ class DalleSampler:
 
         given: (I',) first tokens, which all of them begin with. times: how often each prompt was drawn before; each
         time it has other candidates. Raises UsageError, before anything is drawn, for a prompt that cannot be read, and
-        for more given tokens than a picture has; DrawingError where logits are not finite.
+        for more given tokens than a picture has; DrawingError where tokens have no probabilities.
         """
         texts = [self.tokenizer.asked(prompt) for prompt in prompts]
         uids = [_uid(text, time) for text, time in zip(texts, times or [0] * len(texts), strict=True)]
@@ -90,18 +90,21 @@ class DalleSampler:
             # What is read while it is recorded is written over when the first token is.
             read = Replayed(read, torch.zeros(len(logits), dtype=torch.int64, device=self._device), places[:1])
         for place in range(num):
-            is_broken |= ~logits.isfinite().all()
             if place < len(given):
                 found[:, place] = given[place]
             else:
                 shares = probabilities(
                     _guided(logits.float(), settings.guidance), settings.temperature, settings.top_k, settings.top_p
                 )
+                is_broken |= ~shares.isfinite().all()
                 found[:, place] = draw(shares, numbers[:, place])
             if place + 1 < num:
                 logits = read(found[:, place].repeat(len(texts) // num_texts), places[place : place + 1])
         if is_broken:  # asked once: on a GPU each question waits
-            raise DrawingError("logits are not finite: the model's weights are broken, or its dtype is too narrow")
+            raise DrawingError(
+                "tokens have no probabilities: the model's weights are broken, its dtype is too narrow, or temperature "
+                "or guidance lie beyond what it can hold"
+            )
         return found.unflatten(0, (num_texts, width)).cpu()
 
 

@@ -51,12 +51,18 @@ def test_a_prompt_that_is_drawn_again_has_other_candidates(module):
     assert not torch.equal(first, again)
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}])
+@pytest.mark.parametrize("settings", [{"guidance": 1e300}, {"temperature": 1e-300}])
+def test_settings_that_logits_cannot_bear_draw_nothing(module, settings):
+    with pytest.raises(DrawingError, match="no probabilities"):
+        drawn(module, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance": 2.0}, {"top_k": 3}, {"top_p": 0.5}])
 def test_weights_that_are_no_numbers_draw_nothing(module, settings):
     broken = copy.deepcopy(module)
     with torch.no_grad():
         broken.code_head.bias[3] = torch.nan
-    with pytest.raises(DrawingError, match="not finite"):
+    with pytest.raises(DrawingError, match="no probabilities"):
         drawn(broken, **settings)
 
 
