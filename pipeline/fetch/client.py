@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self, cast
@@ -40,7 +40,7 @@ class Fetched:
     url: str
     status: int
     headers: CIMultiDictProxy[str]
-    body: bytes
+    body: bytes = field(repr=False)  # megabytes of a stranger's: not for a log
     num_redirects: int
     num_attempts: int
 
