@@ -76,9 +76,9 @@ def test_a_word_without_end_takes_time_in_proportion():
     took = []
     for num in (2_000, 20_000):
         word = "早い" * (num // 2)
-        began = time.perf_counter()
+        began = time.process_time()
         WORDS.drawn(word, 0.1, np.random.default_rng(0))
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     assert took[1] < 60 * took[0]  # in proportion to its square it would be a hundred
 
 
