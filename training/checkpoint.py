@@ -1,7 +1,7 @@
 """Checkpoints: fp32 weights and moments by name, so that any number of ranks at any ZeRO stage goes on from them.
 
     step-0000001000/weights-00000-of-00002.1f3a….safetensors     parameters and buffers, dealt to ranks by size
-                    optimizer-00000-of-00002.1f3a….safetensors   NAME/exp_avg, NAME/exp_avg_sq
+                    optimizer-00000-of-00002.1f3a….safetensors   NAME/exp_avg, NAME/exp_avg_sq, NAME/average
                     own-00000-of-00002.1f3a….safetensors         what one rank has: NAME/error, NAME/q (power_sgd.py)
                     checkpoint.json                              facts, and all files' sizes and digests: comes last
 
@@ -36,7 +36,7 @@ FACTS = "checkpoint.json"
 OWN = "own"  # kind of a file that is read only by the rank that wrote it
 CHECKPOINTS = "checkpoints"  # folder of them, below a run's
 STEP = re.compile(r"step-\d{10}/")
-MOMENTS = ("exp_avg", "exp_avg_sq")
+BESIDE = ("exp_avg", "exp_avg_sq", "average")  # a trained weight
 ALONE = Ranks()
 log = get_logger("checkpoint")
 
@@ -55,7 +55,7 @@ class Trained(Protocol):
         """Every tensor's name and how many numbers it has, in the same order on all ranks."""
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """The tensor whole: weight, exp_avg, exp_avg_sq."""
+        """The tensor whole: weight, exp_avg, exp_avg_sq, and average where one is kept."""
 
     def write(self, name: str, states: Mapping[str, Tensor]) -> None:
         """Puts back what was read."""
@@ -140,10 +140,17 @@ class Checkpoint:
         return cls(storage, facts)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter and buffer by name, in memory; trained ones in fp32. Digests are compared first."""
+        """Every parameter, its average where one was kept, and buffer by name, in memory; trained ones in fp32.
+
+        Digests are compared first.
+        """
         self.check()
-        with self._opened() as (weights, _):
-            return {name: place.get_tensor(name) for name, place in weights.items()}
+        with self._opened() as (weights, beside):
+            averages = {name: f"{name}/average" for name in weights if f"{name}/average" in beside}
+            return {
+                name: beside[averages[name]].get_tensor(averages[name]) if name in averages else place.get_tensor(name)
+                for name, place in weights.items()
+            }
 
     def restore(self, engine: Trained) -> None:
         """Weights, moments and counters into an engine of any stage and number of ranks; all ranks together.
@@ -158,10 +165,10 @@ class Checkpoint:
             problem = str(error)
         if ranks.mean(torch.tensor(float(bool(problem)), device=engine.device)):
             raise CheckpointError(problem or f"{self._storage.url}: not restored: another rank has the reason")
-        with self._opened() as (weights, moments):
+        with self._opened() as (weights, beside):
             for name in engine.sizes():
-                keys = [key for key in MOMENTS if f"{name}/{key}" in moments]
-                states = {key: moments[f"{name}/{key}"].get_tensor(f"{name}/{key}") for key in keys}
+                keys = [key for key in BESIDE if f"{name}/{key}" in beside]
+                states = {key: beside[f"{name}/{key}"].get_tensor(f"{name}/{key}") for key in keys}
                 engine.write(name, {"weight": weights[name].get_tensor(name), **states})
         engine.write_own(self._own(ranks))
         engine.finish(self.facts.engine)
@@ -199,7 +206,7 @@ class Checkpoint:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Names of weights, and of moments, to the open file of each: fetched to this machine, read when asked."""
+        """Names of weights, and of what lies beside them, to the open file of each: fetched here, read when asked."""
         kinds: dict[str, dict[str, Any]] = {"weights": {}, "optimizer": {}}
         with ExitStack() as stack:
             for file in self.facts.files:

@@ -106,7 +106,7 @@ class Engine:
             _cut(module, config)
         self._deepspeed = _DeepSpeed(None, module, self._adam, config=config, config_class=DeepSpeedConfig(config))
         self._states = States(module, self._adam, self._deepspeed.optimizer, self._stage, ranks)
-        self._states.begin()
+        self._states.begin(is_averaged=optim.average is not None)
         self._power_sgd: PowerSGD | None = None
         if settings.powersgd_rank and ranks.num > 1:  # one rank sends nothing
             trained = {name: one for name, one in module.named_parameters() if one.requires_grad}
@@ -155,22 +155,28 @@ class Engine:
         return StepResult(dict(zip(terms, means.tolist(), strict=True)), norm, lr, is_skipped)
 
     def after_step(self, change: Callable[[nn.Module], None]) -> None:
-        """Let the spec change weights or buffers in place, on every rank alike: clamp a scale, move an average."""
+        """Let the spec change weights or buffers in place, on every rank alike: clamp a scale, push a queue of keys."""
         with torch.no_grad(), whole(self.module.parameters(), self.ranks, is_changed=True):
             change(self.module)
         self._states.take_over_weights()
+
+    def move_average(self, done: int) -> None:
+        """The average of weights comes nearer to them, where it is due after `done` steps; each rank has its part."""
+        average = self._optim.average
+        if average is not None and done % average.every == 0:
+            self._states.move_average(average.decay)
 
     def sizes(self) -> dict[str, int]:
         """Every weight and buffer that a checkpoint holds, in one order on all ranks, and how many numbers it has."""
         return self._states.sizes
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """A tensor whole: weight, and of a trained one exp_avg and exp_avg_sq, each of the weight's shape."""
+        """A tensor whole: weight, and of a trained one AdamW's moments and its average, each of the weight's shape."""
         return self._states.read(name)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every weight and buffer whole, by name, in this rank's own memory; what evaluation is made of."""
-        return {name: self._states.weight(name).cpu() for name in self._states.sizes}
+        """Every weight, or its average, and buffer whole, by name, in this rank's own memory: what is evaluated."""
+        return {name: self._states.outcome(name).cpu() for name in self._states.sizes}
 
     def write(self, name: str, states: Mapping[str, Tensor]) -> None:
         """As `read` gave it, the same on all ranks; what is frozen takes no moments. `finish` comes after the last."""

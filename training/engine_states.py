@@ -14,10 +14,11 @@ from training.optim import num_numbers
 from training.ranks import Ranks
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by torch's names
+AVERAGE = "average"
 
 
 class States:
-    """A module's weights and buffers, and AdamW's moments of them.
+    """A module's weights and buffers, AdamW's moments of them, and their moving average, which lies where those lie.
 
     zero: DeepSpeed's optimiser around `adam`, from stage 1 on; what it gives parameters to find their parts by is used.
     """
@@ -26,17 +27,21 @@ class States:
         self._module, self._adam, self._zero, self._stage, self._ranks = module, adam, zero, stage, ranks
         held = module.state_dict().keys()  # without buffers that are not persistent
         named = [*module.named_parameters(), *module.named_buffers()]
+        self._keys: tuple[str, ...] = MOMENTS
         self.sizes = {name: num_numbers([tensor]) for name, tensor in named if name in held}
 
     def read(self, name: str) -> dict[str, Tensor]:
-        """A tensor whole: weight, and of a trained one exp_avg and exp_avg_sq, each of the weight's shape."""
+        """A tensor whole: weight, and of a trained one moments and average, each of the weight's shape; copies."""
         tensor = self._tensor(name)
-        states = {"weight": self.weight(name)}
-        return states | ({key: self._moment(tensor, key) for key in MOMENTS} if tensor.requires_grad else {})
+        with whole([tensor], self._ranks):
+            states = {"weight": tensor.detach().clone()}
+        return states | ({key: self._beside(tensor, key) for key in self._keys} if tensor.requires_grad else {})
 
-    def weight(self, name: str) -> Tensor:
-        """A weight or buffer whole, a copy."""
+    def outcome(self, name: str) -> Tensor:
+        """What a run has come to: a trained weight's average, where there is one; else the weight or buffer. A copy."""
         tensor = self._tensor(name)
+        if tensor.requires_grad and AVERAGE in self._keys:
+            return self._beside(tensor, AVERAGE)
         with whole([tensor], self._ranks):
             return tensor.detach().clone()
 
@@ -45,9 +50,10 @@ class States:
         tensor = self._tensor(name)
         with torch.no_grad(), whole([tensor], self._ranks, is_changed=True):
             tensor.copy_(states["weight"])
+            absent = {AVERAGE: states["weight"]}
             nothing = torch.zeros(tensor.shape)
-        for key in MOMENTS if tensor.requires_grad else ():
-            self._set_moment(tensor, key, states.get(key, nothing))
+        for key in self._keys if tensor.requires_grad else ():
+            self._set_beside(tensor, key, states.get(key, absent.get(key, nothing)))
 
     def flat(self) -> list[Tensor]:
         """What AdamW holds: parameters, or this rank's parts of them, flat."""
@@ -58,13 +64,25 @@ class States:
         )
         return parts
 
-    def begin(self) -> None:
-        """AdamW makes its moments at its first step; made now, a checkpoint can be taken and given at any time."""
+    def begin(self, *, is_averaged: bool) -> None:
+        """AdamW makes its moments at its first step; made now, a checkpoint can be taken and given at any time.
+
+        An average is kept among them, and begins as the weights: by whatever stage they are cut, so is it.
+        """
+        self._keys = (*MOMENTS, AVERAGE) if is_averaged else MOMENTS
         for flat in self.flat():
-            zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
-            self._adam.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
+            states = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
+            if is_averaged:
+                states[AVERAGE] = flat.detach().clone()
+            self._adam.state[flat] = {"step": torch.zeros((), device=flat.device), **states}
         if self._stage in (1, 2):
             self._zero._lazy_init_hp_params_optimizer_state()
+
+    @torch.no_grad()
+    def move_average(self, decay: float) -> None:
+        """Averages a become decay x a + (1 - decay) x w."""
+        flats = self.flat()
+        torch._foreach_lerp_([self._adam.state[flat][AVERAGE] for flat in flats], flats, 1 - decay)
 
     @property
     def num_updates(self) -> int:
@@ -86,7 +104,7 @@ class States:
         found: Tensor = getattr(self._module.get_submodule(path), last)  # a buffer may be another since
         return found
 
-    def _moment(self, parameter: Any, key: str) -> Tensor:
+    def _beside(self, parameter: Any, key: str) -> Tensor:
         if self._stage == 0:
             return self._adam.state[parameter][key].clone()
         found: Tensor = (
@@ -94,7 +112,7 @@ class States:
         )
         return found
 
-    def _set_moment(self, parameter: Any, key: str, value: Tensor) -> None:
+    def _set_beside(self, parameter: Any, key: str, value: Tensor) -> None:
         value = value.to(parameter.device)
         if self._stage == 0:
             self._adam.state[parameter][key].copy_(value)

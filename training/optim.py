@@ -15,8 +15,15 @@ from infra.errors import RecipeError
 from infra.recipe import Config
 
 
+class AverageSettings(Config):
+    """A moving average of the weights, beside them: what is evaluated, and what whoever loads a checkpoint gets."""
+
+    decay: float = Field(gt=0, lt=1, description="share of the average that stays at each change")
+    every: int = Field(1, gt=0, description="steps from one change to the next")
+
+
 class OptimSettings(Config):
-    """AdamW, its schedule, and the bound on gradients."""
+    """AdamW, its schedule, the bound on gradients, and the average of weights."""
 
     lr: float = Field(5e-4, gt=0, description="highest learning rate, reached when warm-up ends")
     betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's decay rates of both moments")
@@ -25,15 +32,28 @@ class OptimSettings(Config):
     warmup_steps: int = Field(2000, ge=0, description="steps over which the rate rises in a line from nothing")
     schedule: Literal["cosine", "constant", "linear"] = Field("cosine", description="how the rate falls after warm-up")
     min_lr: float = Field(0.0, ge=0, description="rate at the last step, where the schedule falls")
+    fall_steps: int | None = Field(None, gt=0, description="steps after which it has fallen; not set: the last")
+    halve_at: tuple[int, ...] | None = Field(
+        None, description="steps from which the rate is half of what it was; those to come may be set at a resume"
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; not set: unbounded")
+    average: AverageSettings | None = Field(None, description="decay, and every so many steps; not set: none")
 
     def rate(self, step: int, total_steps: int) -> float:
         """Learning rate of the update that follows `step` updates. A pure function: no state needs to be saved."""
+        return self._smooth_rate(step, total_steps) / 2 ** sum(at <= step for at in self.halve_at or ())
+
+    def until(self, step: int) -> OptimSettings:
+        """What has had to do with the updates before `step`: without the halvings to come."""
+        return self.model_copy(update={"halve_at": tuple(at for at in self.halve_at or () if at < step) or None})
+
+    def _smooth_rate(self, step: int, total_steps: int) -> float:
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return self.lr
-        part = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
+        fallen = self.fall_steps or total_steps
+        part = min(1.0, (step - self.warmup_steps) / max(1, fallen - self.warmup_steps))
         left = 0.5 * (1 + math.cos(math.pi * part)) if self.schedule == "cosine" else 1 - part
         return self.min_lr + (self.lr - self.min_lr) * left
 

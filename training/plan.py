@@ -36,13 +36,15 @@ def plan_text(recipe: TrainRecipe) -> list[str]:
     forward = forward_flops(module, made_up(spec, settings, 1))
     is_cached = spec.accumulate == "cached" and recipe.num_micro(1) > 1
     flops = step_flops(forward, is_cached)
+    is_averaged = recipe.optim.average is not None
+    beside = "moments, average" if is_averaged else "moments"
     lines = [
         f"model: {recipe.model['name']}, {num:,} parameters; {forward / 1e9:,.2f} GFLOPs forward, "
         f"{flops / 1e9:,.2f} GFLOPs to train on a sample (of a text that fills the context; shorter ones take less)",
-        "states on each rank (reckoned: weights, gradients, moments in fp32; activations come on top):",
+        f"states on each rank (reckoned: weights, gradients, {beside} in fp32; activations come on top):",
         *(
             f"  ZeRO {stage}: "
-            + ", ".join(f"{memory_gib(num, stage, ranks):,.2f} GiB of {ranks} ranks" for ranks in RANKS)
+            + ", ".join(f"{memory_gib(num, stage, ranks, is_averaged):,.2f} GiB of {ranks} ranks" for ranks in RANKS)
             for stage in range(4)
         ),
     ]
@@ -75,10 +77,10 @@ def _steps(recipe: TrainRecipe, flops: float) -> list[str]:
     ]
 
 
-def memory_gib(num: int, stage: int, ranks: int) -> float:
+def memory_gib(num: int, stage: int, ranks: int, is_averaged: bool = False) -> float:
     """Of a rank's states, for `num` weights. From stage 1 on DeepSpeed updates a second copy of its part of them."""
-    shared = {0: 0, 1: 3, 2: 4, 3: 5}[stage]  # of moments, copies, gradients, weights
-    whole = {0: 4, 1: 2, 2: 1, 3: 0}[stage]
+    shared = {0: 0, 1: 3, 2: 4, 3: 5}[stage] + (is_averaged and stage > 0)  # of moments, copies, gradients, weights
+    whole = {0: 4, 1: 2, 2: 1, 3: 0}[stage] + (is_averaged and stage == 0)
     return FLOAT_BYTES * num * (whole + shared / ranks) / 2**30
 
 

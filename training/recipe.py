@@ -92,8 +92,11 @@ class TrainRecipe(Config):
             )
         return each // micro
 
-    def word(self) -> str:
-        """What names the run's outcome: two recipes with the same word, over the same data, train the same weights."""
-        parts = (self.model_settings(), self.optim)
-        told = [part.fingerprint_values() for part in parts]
+    def word(self, step: int = 0) -> str:
+        """What names a run: two recipes of one word, over the same data, have the same weights after `step` steps.
+
+        What is not set says nothing, so a new setting that nobody sets leaves old runs their words.
+        """
+        parts = (self.model_settings(), self.optim.until(step))
+        told = [{key: value for key, value in part.fingerprint_values().items() if value is not None} for part in parts]
         return fingerprint(self.model["name"], told, self.samples, self.epochs, self.ops, self.seed, self.data.batch)

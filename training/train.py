@@ -88,7 +88,7 @@ class Run:
         if url is None:
             return 0
         checkpoint = Checkpoint.open(url)
-        if checkpoint.facts.recipe.get("word") != self.recipe.word():
+        if checkpoint.facts.recipe.get("word") != self.recipe.word(checkpoint.facts.step):
             raise FingerprintError(
                 f"{url}: made by another recipe (its model, optim, samples, seed or batch differ); resume with that, "
                 "or give another out and start from its weights by model.pretrained"
@@ -152,6 +152,7 @@ class Run:
         )
         if self.spec.after_step is not None and not result.is_skipped:
             self.engine.after_step(self.spec.after_step)
+        self.engine.move_average(step + 1)
         return result
 
     def _seed(self, step: int) -> Callable[[int], None]:
@@ -201,7 +202,7 @@ class Run:
     def _facts(self, done: int, metrics: Mapping[str, float]) -> Facts:
         samples = done * self.recipe.data.batch
         settings = self.recipe.model_settings().model_dump(mode="json")
-        recipe = {"word": self.recipe.word(), **self.recipe.model_dump(mode="json")}
+        recipe = {"word": self.recipe.word(done), **self.recipe.model_dump(mode="json")}
         model = {"name": self.recipe.model["name"], "settings": settings}
         told = {
             "step": done,

@@ -100,6 +100,20 @@ def test_what_was_saved_is_restored_from_disk_and_object_store(place: str) -> No
     ]
 
 
+def test_who_loads_weights_gets_their_average_where_one_was_kept(tmp_path: Path) -> None:
+    storage, held = Storage(tmp_path), Held(3)
+    held.states["scale"]["average"] = torch.tensor(0.25)
+    saver = Saver(storage, Ranks())
+    saver.save(held, Facts(step=3))
+    saver.wait()
+    found = newest(storage).weights()
+    assert (float(found["scale"]), float(found["seen"])) == (0.25, 3)
+    assert torch.equal(found["block.1.weight"], held.states["block.1.weight"]["weight"])
+    again = Held(0)
+    newest(storage).restore(again)
+    assert again.is_as(held)
+
+
 def test_what_changes_after_the_call_is_not_saved(tmp_path: Path) -> None:
     storage, held = Storage(tmp_path), Held(3)
     saver = Saver(storage, Ranks())

@@ -45,7 +45,7 @@ def test_each_picture_has_the_tokens_that_the_model_gives_it_and_what_is_none_is
     result = run(dataset, vae, batch=2)
     assert (result.counts.rows_in, result.counts.rows_out, result.counts.extra) == (12, 12, {"no_tokens": 1})
     maker = load_token_maker(vae)
-    encoder = dvae_of(vae).average["encoder"]
+    encoder = dvae_of(vae).encoder
     ops, found = Ops.parse(maker.ops), {}
     for shard in ("00000", "00001"):
         table = pq.read_table(f"{dataset.storage.url}/tokens/vae/{shard}.parquet")

@@ -18,7 +18,7 @@ from infra.storage import Storage
 from tests.training.ranked import EMBEDDING, GLOBAL, Towers, pairs, ranked, rows
 from training.checkpoint import Checkpoint, Facts, folder_of
 from training.engine_settings import EngineSettings, deepspeed_config
-from training.optim import LossScale, OptimSettings
+from training.optim import AverageSettings, LossScale, OptimSettings
 from training.ranks import Ranks
 from training.saver import Saver
 from training.spec import Batch, Outputs
@@ -27,7 +27,10 @@ STEPS, HALF, SHORT = 50, 25, 8
 STAGES = (0, 1, 2, 3)
 FP32 = 2e-6  # sums over ranks and parts in another order, fifty steps of AdamW
 BF16 = 5e-3  # the same, with sums rounded to 8 bits: in two parts other rows share a product
-OPTIM = OptimSettings(lr=1e-2, warmup_steps=5, clip_norm=1.0)
+DECAY, EVERY = 0.9, 2
+OPTIM = OptimSettings(
+    lr=1e-2, warmup_steps=5, clip_norm=1.0, average=AverageSettings(decay=DECAY, every=EVERY)
+)  # fmt: skip
 
 Curve = list[float]
 
@@ -51,12 +54,13 @@ def go_on(one: Any, first: int, last: int, accumulate: str = "plain") -> Curve:
     def chance(step: int) -> Any:
         return lambda micro: torch.manual_seed(1000 * step + 10 * micro + one.ranks.rank)
 
-    results = [
-        one.step(rows(step, one.ranks), pairs(one.ranks), step, accumulate=accumulate, seed=chance(step))
-        for step in range(first, last)
-    ]
-    assert not any(result.is_skipped for result in results)
-    return [result.terms["pairs"] for result in results]
+    curve = []
+    for step in range(first, last):
+        result = one.step(rows(step, one.ranks), pairs(one.ranks), step, accumulate=accumulate, seed=chance(step))
+        one.move_average(step + 1)
+        assert not result.is_skipped
+        curve.append(result.terms["pairs"])
+    return curve
 
 
 def states(one: Any) -> dict[str, Tensor]:
@@ -105,6 +109,7 @@ def two(ranks: Ranks, folder: Path) -> dict[str, Any]:
         found["skipped"][stage] = [skips(again, bad) for bad in ("loss", "gradient")]
         found["clamped", stage] = clamps(again)
         found["scaled", stage] = scales(ranks, stage)
+        found["averaged", stage] = averages(engine(ranks, stage))
         found["gradient"][stage] = in_parts(ranks, stage)
     found["frozen"] = all(torch.equal(whole["table/weight"], begun["table/weight"]) for whole in wholes.values())
     found["alone to two"] = go_on(restored(engine(ranks, 2), folder / "alone", HALF), HALF, HALF + SHORT)
@@ -165,6 +170,29 @@ def clamps(one: Any) -> tuple[float, float]:
     clamped = float(one.read("log_scale")["weight"])
     go_on(one, STEPS - 1, STEPS)  # where the rate is nearly nothing
     return clamped, float(one.read("log_scale")["weight"])
+
+
+def averages(one: Any) -> dict[str, Any]:
+    """The largest distance of an average from what its weight's course makes it, and what is evaluated."""
+
+    def weights() -> dict[str, Tensor]:
+        return {name: one.read(name)["weight"] for name in one.sizes()}
+
+    begun = wanted = weights()
+    for step in range(SHORT):
+        go_on(one, step, step + 1)
+        if (step + 1) % EVERY == 0:
+            wanted = {name: DECAY * wanted[name] + (1 - DECAY) * now for name, now in weights().items()}
+    found, evaluated, last = {name: one.read(name) for name in one.sizes()}, one.weights(), weights()
+    trained = [name for name in found if "exp_avg" in found[name]]
+    return {
+        "distance": max(float((found[name]["average"] - wanted[name]).abs().max()) for name in trained),
+        "moved": max(float((found[name]["average"] - begun[name]).abs().max()) for name in trained),
+        "evaluated": all(
+            torch.equal(evaluated[name], found[name]["average"] if name in trained else last[name]) for name in last
+        ),
+        "others": {name for name in found if name not in trained and "average" not in found[name]},
+    }
 
 
 def scales(ranks: Ranks, stage: int) -> dict[str, Any]:
@@ -275,6 +303,15 @@ def test_a_clamped_scale_stays_clamped(runs: dict[str, Any], stage: int) -> None
     clamped, afterwards = runs["two"]["clamped", stage]
     assert clamped == 1.0
     assert afterwards == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_average_of_weights_follows_them_and_is_what_is_evaluated(runs: dict[str, Any], stage: int) -> None:
+    found = runs["two"]["averaged", stage]
+    assert found["distance"] < 1e-6 < 1e-3 < found["moved"]
+    assert found["evaluated"]
+    assert found["others"] == {"table", "num_seen"}
 
 
 @pytest.mark.slow

@@ -41,6 +41,14 @@ def test_the_rate_rises_in_a_line_and_falls_to_its_least() -> None:
     linear = OptimSettings(lr=1.0, warmup_steps=0, schedule="linear")
     assert [linear.rate(step, 4) for step in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
     assert OptimSettings(lr=1.0, warmup_steps=0, schedule="constant").rate(10**9, 4) == 1.0
+    early = OptimSettings(lr=1.0, warmup_steps=10, min_lr=0.1, fall_steps=110)
+    assert [early.rate(step, 1000) for step in (10, 60, 110, 999)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+def test_the_rate_is_halved_where_it_is_said_and_what_is_to_come_has_not_been():
+    settings = OptimSettings(lr=1.0, warmup_steps=0, schedule="constant", halve_at=(3, 5))
+    assert [settings.rate(step, 9) for step in (0, 2, 3, 4, 5, 8)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [settings.until(step).halve_at for step in (0, 3, 4, 6)] == [None, None, (3,), (3, 5)]
 
 
 @given(st.sampled_from(["cosine", "constant", "linear"]), st.integers(0, 50), st.integers(1, 100), st.integers(0, 200))

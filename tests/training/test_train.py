@@ -164,6 +164,23 @@ def test_another_recipe_is_refused_and_what_does_not_divide_too(undisturbed, dat
         main.main(["train", str(recipe(tmp_path, data, micro_batch=5))], standalone_mode=False)
 
 
+@pytest.mark.slow
+def test_halvings_to_come_may_be_set_when_a_run_goes_on_and_those_that_were_may_not_change(data, tmp_path) -> None:
+    told = {"lr": 1e-3, "warmup_steps": 0, "schedule": "constant"}
+
+    def halved(*steps: int) -> Path:
+        return recipe(tmp_path, data, optim={**told, "halve_at": steps})
+
+    assert train(recipe(tmp_path, data, optim=told), "--limit", "4") == 75
+    assert train(halved(4), "--limit", "4") == 75
+    for others in ((), (5,), (4, 6)):
+        with pytest.raises(FingerprintError, match="another recipe"):
+            main.main(["train", str(halved(*others))], standalone_mode=False)
+    assert train(halved(4, 10)) == 0
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run")]
+    assert rates == pytest.approx([1e-3] * 4 + [5e-4] * 6 + [2.5e-4] * 2)
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("training/recipes/*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_one(path: Path) -> None:
     assert TrainRecipe.load(path).num_micro(1)
@@ -190,7 +207,9 @@ def test_lines_of_a_killed_run_are_taken_back(tmp_path) -> None:
 def test_a_run_evaluates_as_it_goes_keeps_its_best_and_is_evaluated_alike_afterwards(data, tmp_path, capfd) -> None:
     retrieval = {"task": "retrieval", "data": str(data), "every": 4, "queries": 2}
     best = "retrieval/image_to_text_r5"
-    path = recipe(tmp_path, data, evaluate=[retrieval], checkpoints={"every": 4, "keep_last": 1, "best": best})
+    optim = {"lr": 3e-3, "warmup_steps": 2, "average": {"decay": 0.5}}  # averages are evaluated, then and afterwards
+    checkpoints = {"every": 4, "keep_last": 1, "best": best}
+    path = recipe(tmp_path, data, evaluate=[retrieval], checkpoints=checkpoints, optim=optim)
     assert train(path) == 0
     told = {line["step"]: line[best] for line in read_metrics(tmp_path / "run") if best in line}
     assert list(told) == [4, 8, 12]

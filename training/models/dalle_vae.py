@@ -7,7 +7,6 @@ Source: DALL-E, arXiv 2102.12092, section 2.1 and appendix A.
 
 from __future__ import annotations
 
-import copy
 from typing import Literal, Self
 
 import torch
@@ -40,9 +39,6 @@ class DalleVaeSettings(Config):
     divergence_steps: int = Field(5_000, ge=0, description="Steps over which it grows from nothing.")
     temperature: float = Field(1 / 16, gt=0, description="Of the relaxed codes, at last; at first it is 1.")
     temperature_steps: int = Field(150_000, ge=0, description="Steps over which it falls.")
-    average: float = Field(
-        0.999, ge=0, lt=1, description="Of the moving average of weights, which encodes and decodes."
-    )
     pretrained: str | None = Field(
         None, description="Weights to start from: a checkpoint or run of ours, or a folder with the published "
         "encoder.safetensors and decoder.safetensors.",
@@ -68,7 +64,7 @@ class DalleVaeSettings(Config):
 
 
 class DalleVae(nn.Module):
-    """Encoder and decoder, and moving averages of both."""
+    """Encoder and decoder."""
 
     def __init__(self, settings: DalleVaeSettings) -> None:
         super().__init__()
@@ -81,8 +77,6 @@ class DalleVae(nn.Module):
         }
         self.encoder = CodeEncoder(**sizes, channels=CHANNELS)
         self.decoder = CodeDecoder(**sizes, first=settings.first, channels=2 * CHANNELS)
-        followers = {"encoder": copy.deepcopy(self.encoder), "decoder": copy.deepcopy(self.decoder)}
-        self.average = nn.ModuleDict(followers).requires_grad_(False)
 
     def forward(self, batch: Batch, context: Context) -> Outputs:
         """batch: image (B, 3, H, W) in [0, 1]. Returns nats of each picture: nll and divergence, (B,)."""
@@ -95,21 +89,14 @@ class DalleVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → (B, h, w) int64, the likeliest codes, by the averaged weights."""
-        logits: Tensor = self.average["encoder"](mapped(images))
+        """(B, 3, H, W) in [0, 1] → (B, h, w) int64, the likeliest codes."""
+        logits: Tensor = self.encoder(mapped(images))
         return logits.argmax(1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, h, w) int64 → (B, 3, H, W) in [0, 1], the locations of the likelihood, by the averaged weights."""
-        first = next(self.average["decoder"].parameters())
+        """(B, h, w) int64 → (B, 3, H, W) in [0, 1], the locations of the likelihood."""
+        first = next(self.decoder.parameters())
         held = F.one_hot(codes, self.settings.vocab).movedim(-1, 1).to(first.dtype)
-        stats: Tensor = self.average["decoder"](held)
+        stats: Tensor = self.decoder(held)
         return unmapped(stats[:, :CHANNELS].float().sigmoid())
-
-    @torch.no_grad()
-    def follow(self, share: float) -> None:
-        """Averages a become a x share + (1 - share) x w."""
-        for name, own in (("encoder", self.encoder), ("decoder", self.decoder)):
-            followers: list[Tensor] = list(self.average[name].parameters())
-            torch._foreach_lerp_(followers, list[Tensor](own.parameters()), 1 - share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra.storage import Storage
 from training.models.dalle_vae import CHANNELS, DalleVae, DalleVaeSettings
@@ -29,8 +29,8 @@ def build(settings: DalleVaeSettings) -> DalleVae:
 def load_weights(module: DalleVae, source: str) -> None:
     """Put weights into a dVAE. source: a checkpoint or run of ours, or a folder with the published parts as tensors.
 
-    Averages begin as the weights where the source has none. The released files are pickled modules, which could run
-    code: those are refused, with a word on how to convert them once. Raises UsageError.
+    The released files are pickled modules, which could run code: those are refused, with a word on how to convert
+    them once. Raises UsageError.
     """
     from training.checkpoint import checkpoint_of
 
@@ -39,7 +39,6 @@ def load_weights(module: DalleVae, source: str) -> None:
         found = dict(read_tensors(checkpoint))
     else:
         found = {f"{part}.{name}": tensor for part in PARTS for name, tensor in _published(source, part).items()}
-        found |= {f"average.{name}": tensor for name, tensor in found.items()}
     refuse_misfits(found, module.state_dict(), source, "this dVAE")
     module.load_state_dict(found)
 
@@ -83,19 +82,12 @@ def ops(settings: DalleVaeSettings) -> tuple[str, str]:
             f"decode|resize({size})|center_crop({size})|normalize(unit)")  # fmt: skip
 
 
-def follow(module: nn.Module) -> None:
-    """The averages come a step nearer."""
-    assert isinstance(module, DalleVae)
-    module.follow(module.settings.average)
-
-
 SPEC = TrainSpec(
     Settings=DalleVaeSettings,
     tiny={"image_size": 32, "vocab": 64, "hidden": 32, "first": 32, "groups": 3, "blocks": 1, "divergence_steps": 20,
-          "temperature_steps": 40, "average": 0.9},
+          "temperature_steps": 40},
     build=build,
     losses=losses,
     ops=ops,
     tokenizer=None,
-    after_step=follow,
 )  # fmt: skip

@@ -22,7 +22,7 @@ class TokenMaker:
     def __init__(self, module: DalleVae, device: str, dtype: str, ops: str) -> None:
         self.ops, self.grid, self.kinds = ops, module.settings.grid, module.settings.vocab
         told = {"num": module.settings.grid**2, "kinds": module.settings.vocab, "ops": ops}
-        self._identity = {**told, "weights": digest_of(module.average.state_dict())}
+        self._identity = {**told, "weights": digest_of(module.state_dict())}
         self._device, self._dtype = torch.device(device), DTYPES[dtype]
         self._module = module.eval().requires_grad_(False).to(self._device, self._dtype)
 

@@ -1,4 +1,4 @@
-"""The dVAE: outputs of the released one, both terms of its bound by other means, schedules, averages, hostile files."""
+"""The dVAE: outputs of the released one, both terms of its bound by other means, schedules, hostile files."""
 
 from __future__ import annotations
 
@@ -115,21 +115,6 @@ def test_a_broken_picture_costs_nothing_and_the_mean_is_over_the_others():
     assert mean_over_pictures(each, torch.tensor([True, False, True]), Ranks()).item() == 3
 
 
-def test_averages_follow_in_closed_form_and_it_is_they_that_encode():
-    module = SPEC.build(TINY)
-    begun = {name: one.clone() for name, one in module.average.state_dict().items()}
-    with torch.no_grad():
-        for parameter in (*module.encoder.parameters(), *module.decoder.parameters()):
-            parameter.add_(1.0)
-        for _ in range(3):
-            SPEC.after_step(module)
-    for name, one in module.average.state_dict().items():
-        torch.testing.assert_close(one, begun[name] + 1 - TINY.average**3, atol=1e-5, rtol=0)
-    images = batch_of()["image"]
-    assert torch.equal(module.encode(images), module.average["encoder"](mapped(images)).argmax(1))
-    assert not any(parameter.requires_grad for parameter in module.average.parameters())
-
-
 def test_gradients_reach_every_weight_of_both_halves_and_the_temperature_falls_with_the_step():
     module, batch = SPEC.build(TINY), batch_of()
     torch.manual_seed(0)
@@ -151,7 +136,7 @@ def test_the_released_pickles_are_refused_unrun_and_a_missing_part_is_named(tmp_
         load_weights(SPEC.build(TINY), str(tmp_path))
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 30}, {"hidden": 30}, {"vocab": 1}, {"average": 1.0}])
+@pytest.mark.parametrize("wrong", [{"image_size": 30}, {"hidden": 30}, {"vocab": 1}])
 def test_sizes_that_do_not_fit_are_refused(wrong):
     with pytest.raises(RecipeError):
         DalleVaeSettings.parse({**SPEC.tiny, **wrong}, "tiny")
