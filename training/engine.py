@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from infra.errors import RecipeError
 from infra.log import get_logger
@@ -79,6 +80,8 @@ class Engine:
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
         refuse_unfit(settings, self.device)
+        if optim.average is not None and any(isinstance(one, _BatchNorm) for one in module.modules()):
+            raise RecipeError("optim.average: BatchNorm's statistics are those of the weights themselves; leave it out")
         if self.device.type == "cpu":
             keep_freed()
         freeze(module, frozen)
@@ -155,7 +158,7 @@ class Engine:
         return StepResult(dict(zip(terms, means.tolist(), strict=True)), norm, lr, is_skipped)
 
     def after_step(self, change: Callable[[nn.Module], None]) -> None:
-        """Let the spec change weights or buffers in place, on every rank alike: clamp a scale, push a queue of keys."""
+        """Let the spec change weights or buffers in place, on every rank alike: clamp a scale, let a teacher follow."""
         with torch.no_grad(), whole(self.module.parameters(), self.ranks, is_changed=True):
             change(self.module)
         self._states.take_over_weights()

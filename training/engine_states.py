@@ -50,10 +50,9 @@ class States:
         tensor = self._tensor(name)
         with torch.no_grad(), whole([tensor], self._ranks, is_changed=True):
             tensor.copy_(states["weight"])
-            absent = {AVERAGE: states["weight"]}
             nothing = torch.zeros(tensor.shape)
         for key in self._keys if tensor.requires_grad else ():
-            self._set_beside(tensor, key, states.get(key, absent.get(key, nothing)))
+            self._set_beside(tensor, key, states.get(key, nothing))
 
     def flat(self) -> list[Tensor]:
         """What AdamW holds: parameters, or this rank's parts of them, flat."""

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from infra.errors import RecipeError
@@ -16,10 +16,17 @@ from infra.recipe import Config
 
 
 class AverageSettings(Config):
-    """A moving average of the weights, beside them: what is evaluated, and what whoever loads a checkpoint gets."""
+    """A moving average of the weights, beside them: what is evaluated, and what whoever loads a checkpoint gets.
+
+    It begins as the weights of the beginning.
+    """
 
     decay: float = Field(gt=0, lt=1, description="share of the average that stays at each change")
     every: int = Field(1, gt=0, description="steps from one change to the next")
+
+    def left(self, total_steps: int) -> float:
+        """Share of the average at a run's end that is still what it began as."""
+        return self.decay ** (total_steps // self.every)
 
 
 class OptimSettings(Config):
@@ -31,13 +38,26 @@ class OptimSettings(Config):
     weight_decay: float = Field(0.2, ge=0, description="decoupled decay of weights; gains, biases and scales have none")
     warmup_steps: int = Field(2000, ge=0, description="steps over which the rate rises in a line from nothing")
     schedule: Literal["cosine", "constant", "linear"] = Field("cosine", description="how the rate falls after warm-up")
-    min_lr: float = Field(0.0, ge=0, description="rate at the last step, where the schedule falls")
+    min_lr: float = Field(0.0, ge=0, description="rate when it has fallen, before halvings")
     fall_steps: int | None = Field(None, gt=0, description="steps after which it has fallen; not set: the last")
     halve_at: tuple[int, ...] | None = Field(
-        None, description="steps from which the rate is half of what it was; those to come may be set at a resume"
+        None, description="steps, all that were and are to be, from which the rate is half of what it was before"
     )
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient; not set: unbounded")
     average: AverageSettings | None = Field(None, description="decay, and every so many steps; not set: none")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        steps = self.halve_at or ()
+        if any(step < 0 for step in steps) or list(steps) != sorted(set(steps)):
+            raise ValueError(f"halve_at={list(steps)}: give each step once, in order")
+        if self.fall_steps is not None and self.schedule == "constant":
+            raise ValueError("fall_steps: a constant rate does not fall; take schedule: cosine or linear")
+        if self.fall_steps is not None and self.fall_steps <= self.warmup_steps:
+            raise ValueError(
+                f"fall_steps={self.fall_steps}: warm-up has {self.warmup_steps} steps; give more than that"
+            )
+        return self
 
     def rate(self, step: int, total_steps: int) -> float:
         """Learning rate of the update that follows `step` updates. A pure function: no state needs to be saved."""

@@ -79,7 +79,8 @@ def _steps(recipe: TrainRecipe, flops: float) -> list[str]:
 
 def memory_gib(num: int, stage: int, ranks: int, is_averaged: bool = False) -> float:
     """Of a rank's states, for `num` weights. From stage 1 on DeepSpeed updates a second copy of its part of them."""
-    shared = {0: 0, 1: 3, 2: 4, 3: 5}[stage] + (is_averaged and stage > 0)  # of moments, copies, gradients, weights
+    # Of moments, average, copies, gradients, weights.
+    shared = {0: 0, 1: 3, 2: 4, 3: 5}[stage] + (is_averaged and stage > 0)
     whole = {0: 4, 1: 2, 2: 1, 3: 0}[stage] + (is_averaged and stage == 0)
     return FLOAT_BYTES * num * (whole + shared / ranks) / 2**30
 

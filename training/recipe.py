@@ -95,8 +95,8 @@ class TrainRecipe(Config):
     def word(self, step: int = 0) -> str:
         """What names a run: two recipes of one word, over the same data, have the same weights after `step` steps.
 
-        What is not set says nothing, so a new setting that nobody sets leaves old runs their words.
+        What is not set says nothing, so that a new setting which nobody sets will leave runs their words.
         """
         parts = (self.model_settings(), self.optim.until(step))
-        told = [{key: value for key, value in part.fingerprint_values().items() if value is not None} for part in parts]
+        told = [part.model_dump(mode="json", include={*part.output_fields()}, exclude_none=True) for part in parts]
         return fingerprint(self.model["name"], told, self.samples, self.epochs, self.ops, self.seed, self.data.batch)

@@ -109,7 +109,7 @@ class TrainSpec:
     encoder: Callable[..., Any] | None = None
     captioner: Callable[..., Any] | None = None  # the same, for what asks for captions
     painter: Callable[..., Any] | None = None  # the same, for what asks for pictures; takes vae, too
-    after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, move an average, push a queue
+    after_step: Callable[[nn.Module], None] | None = None  # clamp a scale, let a teacher follow, push a queue
     accumulate: Literal["plain", "cached"] = "plain"  # cached: the loss sees the features of the whole batch at once
     frozen: Callable[[Any], Sequence[str]] = lambda settings: ()  # regexes on the names of parameters
     # image tokens of a picture and how many kinds of them, where batches have these in place of pictures

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from infra.errors import FingerprintError, PairmillError, RecipeError
 from infra.preemption import ASKED_TO_LEAVE, Preemption
+from infra.recipe import fingerprint
 from infra.storage import Storage
 from training.checkpoint import CHECKPOINTS, Checkpoint, Facts, Keep, latest
 from training.data.loader import Loader
@@ -27,6 +28,7 @@ from training.evaluate.generation import studio_of
 from training.evaluate.run import evaluate
 from training.evaluate.settings import EvaluationSettings
 from training.flops import forward_flops, made_up, peak_flops, shadow, step_flops
+from training.optim import AverageSettings
 from training.ranks import Ranks
 from training.recipe import TrainRecipe
 from training.report import write_page
@@ -36,6 +38,7 @@ from training.watch import Meter, Silent, Watch
 
 BAD_BATCHES = "skipped.jsonl"
 EVALUATIONS = "evaluate"
+WORTH_A_WORD = 0.05  # share of an average that is left of the beginning
 
 
 class TrainingError(PairmillError):
@@ -51,7 +54,9 @@ class Run:
         self.metrics: Mapping[str, float] = {}  # of the last evaluation
         self.storage = Storage(recipe.out)
         # Logs are files that grow, which an object store has not: of a remote run they lie here.
-        self.folder = Path(self.storage.path() if self.storage.is_local else f"runs/{recipe.word()}")
+        self.folder = Path(
+            self.storage.path() if self.storage.is_local else f"runs/{fingerprint(recipe.word(), recipe.out)}"
+        )
         self.num_micro = recipe.num_micro(ranks.num)
         self.loader = Loader(
             recipe.data, recipe.ops or self.spec.ops(settings)[0], self.spec.tokenizer_of(settings), recipe.seed,
@@ -84,19 +89,31 @@ class Run:
 
     def resume(self, resume: str) -> int:
         """Steps done: from a checkpoint's path, or with "auto" from the run's newest; 0 where there is none."""
-        url = latest(Storage(f"{self.storage.url}/{CHECKPOINTS}")) if resume == "auto" else resume
+        own = Storage(f"{self.storage.url}/{CHECKPOINTS}")
+        url = latest(own) if resume == "auto" else resume
         if url is None:
             return 0
         checkpoint = Checkpoint.open(url)
-        if checkpoint.facts.recipe.get("word") != self.recipe.word(checkpoint.facts.step):
+        if not self._is_own(checkpoint.facts):
+            halved = (checkpoint.facts.recipe.get("optim") or {}).get("halve_at")
             raise FingerprintError(
-                f"{url}: made by another recipe (its model, optim, samples, seed or batch differ); resume with that, "
-                "or give another out and start from its weights by model.pretrained"
+                f"{url}: made by another recipe (its model, optim, samples, seed or batch differ"
+                + (f"; its optim.halve_at is {halved}" if halved else "")
+                + "); resume with that, or give another out and start from its weights by model.pretrained"
+            )
+        newest = latest(own)
+        if newest is not None and not self._is_own(Checkpoint.open(newest).facts):
+            raise FingerprintError(
+                f"{newest}: this recipe would not have made it, and it would stay the newest; remove it, or give "
+                "another out"
             )
         self.loader.resume(checkpoint.facts.loader)
         checkpoint.restore(self.engine)
         self.metrics = checkpoint.facts.metrics
         return checkpoint.facts.step
+
+    def _is_own(self, facts: Facts) -> bool:
+        return bool(facts.recipe.get("word") == self.recipe.word(facts.step))
 
     def train(self, first: int, end: int, watch: Watch, preemption: Preemption) -> int:
         """The loop, from step `first` to before `end`. Returns the steps done: fewer, where it was asked to leave."""
@@ -150,9 +167,10 @@ class Run:
             accumulate=self.spec.accumulate,
             seed=self._seed(step),
         )
-        if self.spec.after_step is not None and not result.is_skipped:
-            self.engine.after_step(self.spec.after_step)
-        self.engine.move_average(step + 1)
+        if not result.is_skipped:
+            if self.spec.after_step is not None:
+                self.engine.after_step(self.spec.after_step)
+            self.engine.move_average(step + 1)
         return result
 
     def _seed(self, step: int) -> Callable[[int], None]:
@@ -280,8 +298,18 @@ def _screen(run: Run, first: int) -> list[str]:
         f"batch: {recipe.data.batch:,} = {run.ranks.num} ranks x {run.num_micro} micro-batches x {run.micro_batch}",
         f"steps: {run.total:,}, {run.total * recipe.data.batch / run.loader.num_units:.1f} epochs"
         + (f"; going on at {first:,}" if first else ""),
+        *_average_lines(recipe.optim.average, run.total),
         f"out: {run.storage.url}",
     ]
+
+
+def _average_lines(average: AverageSettings | None, total_steps: int) -> list[str]:
+    if average is None:
+        return []
+    line = f"average: {average.decay} of it stays every {average.every:,} steps"
+    if (left := average.left(total_steps)) > WORTH_A_WORD:
+        line += f"; at the end {left:.0%} of it will still be the first weights: lower optim.average's decay or every"
+    return [line]
 
 
 def _seed_all(*words: int) -> None:

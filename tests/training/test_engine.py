@@ -28,9 +28,7 @@ STAGES = (0, 1, 2, 3)
 FP32 = 2e-6  # sums over ranks and parts in another order, fifty steps of AdamW
 BF16 = 5e-3  # the same, with sums rounded to 8 bits: in two parts other rows share a product
 DECAY, EVERY = 0.9, 2
-OPTIM = OptimSettings(
-    lr=1e-2, warmup_steps=5, clip_norm=1.0, average=AverageSettings(decay=DECAY, every=EVERY)
-)  # fmt: skip
+OPTIM = OptimSettings(lr=1e-2, warmup_steps=5, clip_norm=1.0, average=AverageSettings(decay=DECAY, every=EVERY))
 
 Curve = list[float]
 
@@ -120,12 +118,14 @@ def two(ranks: Ranks, folder: Path) -> dict[str, Any]:
     found["bf16 in parts"] = go_on(engine(ranks, 2, precision="bf16", num_micro=2), 0, SHORT, "cached")
     for stage, weights in ((1, "none"), (2, "none"), (3, "cpu")):
         places = {"offload_optimizer": "cpu", "offload_parameters": weights}
+        found["averaged", stage, weights] = averages(engine(ranks, stage, **places))
         curve = go_on(engine(ranks, stage, **places), 0, SHORT)
         one = engine(ranks, stage, num_micro=2, **places)
         in_two = go_on(one, 0, SHORT, "cached")
         name = f"off-{stage}-{weights}"
         saved(one, folder / name, SHORT)
         again = restored(engine(ranks, stage, seed=5, **places), folder / name, SHORT)
+        assert same(states(again), states(one))
         found["offload"][name] = (curve + go_on(again, SHORT, 2 * SHORT), in_two)
     return found
 
@@ -306,10 +306,11 @@ def test_a_clamped_scale_stays_clamped(runs: dict[str, Any], stage: int) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_average_of_weights_follows_them_and_is_what_is_evaluated(runs: dict[str, Any], stage: int) -> None:
-    found = runs["two"]["averaged", stage]
-    assert found["distance"] < 1e-6 < 1e-3 < found["moved"]
+@pytest.mark.parametrize("of", [*((stage,) for stage in STAGES), (1, "none"), (2, "none"), (3, "cpu")])
+def test_an_average_of_weights_follows_them_and_is_what_is_evaluated(runs: dict[str, Any], of: tuple[Any, ...]) -> None:
+    found = runs["two"]["averaged", *of]
+    assert found["distance"] < 1e-6  # four moves in fp32, by hand in another order
+    assert found["moved"] > 1e-3
     assert found["evaluated"]
     assert found["others"] == {"table", "num_seen"}
 

@@ -48,6 +48,10 @@ def test_the_rate_rises_in_a_line_and_falls_to_its_least() -> None:
 def test_the_rate_is_halved_where_it_is_said_and_what_is_to_come_has_not_been():
     settings = OptimSettings(lr=1.0, warmup_steps=0, schedule="constant", halve_at=(3, 5))
     assert [settings.rate(step, 9) for step in (0, 2, 3, 4, 5, 8)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    for wrong in ({"halve_at": (-1,)}, {"halve_at": (5, 3)}, {"halve_at": (3, 3)}, {"fall_steps": 9},
+                  {"fall_steps": 9, "schedule": "constant"}):  # fmt: skip
+        with pytest.raises(RecipeError, match=next(iter(wrong))):
+            OptimSettings.parse({"warmup_steps": 9, **wrong}, "recipe.yaml")
     assert [settings.until(step).halve_at for step in (0, 3, 4, 6)] == [None, None, (3,), (3, 5)]
 
 

@@ -17,6 +17,7 @@ from infra.errors import FingerprintError, RecipeError
 from infra.storage import Storage
 from tests.training.runs import (
     BATCH,
+    MODEL,
     ROOT,
     STEPS,
     assert_same,
@@ -174,8 +175,11 @@ def test_halvings_to_come_may_be_set_when_a_run_goes_on_and_those_that_were_may_
     assert train(recipe(tmp_path, data, optim=told), "--limit", "4") == 75
     assert train(halved(4), "--limit", "4") == 75
     for others in ((), (5,), (4, 6)):
-        with pytest.raises(FingerprintError, match="another recipe"):
+        with pytest.raises(FingerprintError, match=r"another recipe .*halve_at is \[4\]"):
             main.main(["train", str(halved(*others))], standalone_mode=False)
+    earlier = f"{tmp_path}/run/{CHECKPOINTS}/step-0000000006"
+    with pytest.raises(FingerprintError, match="step-0000000008: this recipe would not have made it"):
+        main.main(["train", str(halved(4, 7)), "--resume", earlier], standalone_mode=False)
     assert train(halved(4, 10)) == 0
     rates = [line["lr"] for line in read_metrics(tmp_path / "run")]
     assert rates == pytest.approx([1e-3] * 4 + [5e-4] * 6 + [2.5e-4] * 2)
@@ -245,3 +249,14 @@ def test_the_loader_alone_is_measured(data, tmp_path, capfd) -> None:
     assert told["samples"] == 3 * BATCH
     assert told["masked"] == 0
     assert told["cpu_ms"] > 0
+
+
+@pytest.mark.slow
+def test_an_average_that_cannot_be_right_is_refused_and_one_of_too_short_a_run_is_told(data, tmp_path, capfd) -> None:
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 4, "image_size": 32}
+    arch = {**MODEL["arch"], "vision_cfg": resnet}
+    optim = {"average": {"decay": 0.9, "every": 3}}
+    assert train(recipe(tmp_path, data, model={"name": "clip", "arch": arch}, optim=optim)) == 2
+    assert "optim.average: BatchNorm" in capfd.readouterr().err
+    assert train(recipe(tmp_path, data, optim=optim), "--limit", "1") == 75
+    assert "at the end 66% of it will still be the first weights" in capfd.readouterr().err

@@ -14,6 +14,7 @@ from tests.training.ranked import ranked
 from tests.training.shards import make_shards
 from training.encode import EncodeStep, encode
 from training.encode_settings import EncodeSettings
+from training.models.token_maker import dvae_of
 from training.ranks import Ranks
 from training.recipe import TrainRecipe
 from training.train import train
@@ -63,6 +64,8 @@ def test_on_two_ranks_every_stage_gives_the_curve_of_stage_0(name: str, data: Pa
     for stage in STAGES:  # they are averages
         for key, want in ends[0].items():
             assert (ends[stage][key] - want).norm() <= 1e-3 * want.norm() + 1e-6, (stage, key)
+    if name == "dalle.vae":  # and who makes tokens has them
+        runs.assert_same(dvae_of(str(tmp_path / "0" / "run")).state_dict(), ends[0])
 
 
 @pytest.mark.parametrize("name", MODELS)
