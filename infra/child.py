@@ -2,7 +2,8 @@
 
 Between the two stands a guard, `python -m infra.child COMMAND…`. Its standard input is a pipe whose other end the
 starter alone holds, so the kernel tells it of the starter's end, kill -9 included; it then kills the command with all
-that the command has started. A signal that asks to leave is handed on, and the command may take its time.
+that the command has started. It is in no group with its starter, or a kill -9 of that whole group would end it first. A
+signal that asks to leave is handed on, and the command may take its time.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def run_child(command: Sequence[str], variables: Mapping[str, str] = MappingProx
     try:
         guard = subprocess.Popen(
             [sys.executable, "-m", "infra.child", *command], stdin=its, stdout=subprocess.PIPE, text=True,
-            env={**variables, **os.environ, "PYTHONPATH": path},
+            process_group=0, env={**variables, **os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         os.close(its)
         with Preemption().watched(lambda: guard.send_signal(signal.SIGTERM)):

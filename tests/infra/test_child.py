@@ -24,7 +24,7 @@ def starter(command: list[str]) -> subprocess.Popen[str]:
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from infra.child import run_child; sys.exit(run_child(sys.argv[1:])[0])"
     )
-    return subprocess.Popen([sys.executable, "-c", program, *command], cwd=ROOT, text=True)
+    return subprocess.Popen([sys.executable, "-c", program, *command], cwd=ROOT, text=True, process_group=0)
 
 
 def until(is_so: Callable[[], bool], within_s: float = 20.0) -> bool:
@@ -72,8 +72,11 @@ def test_asking_its_starter_to_leave_asks_it(tmp_path: Path, number: signal.Sign
     assert started.wait(20) == 75
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_it_and_what_it_started_end_with_their_starter(tmp_path: Path, number: signal.Signals) -> None:
+def test_it_and_what_it_started_end_with_their_starter(
+    tmp_path: Path, number: signal.Signals, send: Callable[[int, int], None]
+) -> None:
     pids = tmp_path / "pids"
     started = starter(
         ["bash", "-c", f"trap '' TERM INT; sleep 600 & echo $$ $! > {pids}.part; mv {pids}.part {pids}; wait"]
@@ -81,6 +84,6 @@ def test_it_and_what_it_started_end_with_their_starter(tmp_path: Path, number: s
     assert until(pids.exists)
     both = [int(word) for word in pids.read_text().split()]
     assert all(map(is_alive, both))
-    os.kill(started.pid, number)
+    send(started.pid, number)
     started.wait(20)
     assert until(lambda: not any(map(is_alive, both)))
