@@ -89,8 +89,8 @@ class Run:
 
     def resume(self, resume: str) -> int:
         """Steps done: from a checkpoint's path, or with "auto" from the run's newest; 0 where there is none."""
-        own = Storage(f"{self.storage.url}/{CHECKPOINTS}")
-        url = latest(own) if resume == "auto" else resume
+        newest = latest(Storage(f"{self.storage.url}/{CHECKPOINTS}"))
+        url = newest if resume == "auto" else resume
         if url is None:
             return 0
         checkpoint = Checkpoint.open(url)
@@ -101,8 +101,7 @@ class Run:
                 + (f"; its optim.halve_at is {halved}" if halved else "")
                 + "); resume with that, or give another out and start from its weights by model.pretrained"
             )
-        newest = latest(own)
-        if newest is not None and not self._is_own(Checkpoint.open(newest).facts):
+        if newest is not None and newest != url and not self._is_own(Checkpoint.open(newest).facts):
             raise FingerprintError(
                 f"{newest}: this recipe would not have made it, and it would stay the newest; remove it, or give "
                 "another out"
